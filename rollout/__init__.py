@@ -1,0 +1,1 @@
+"""Experience in, experience out: the layer that every family of algorithms shares."""

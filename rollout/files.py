@@ -1,0 +1,100 @@
+"""Files that are either whole or absent: write aside, flush to disk, rename.
+
+A rename within one file system is atomic (POSIX), so a reader, or a run resumed after SIGKILL,
+sees the old content or the new, never a torn one. The flush before it makes that hold across a
+power cut too.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def sync(path: Path) -> None:
+    """Flush a file or a directory entry to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write `data` to `path`, atomically.
+
+    Raises:
+        OSError: the disk is full or not writable; the file at `path` is as it was before.
+    """
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        aside.write_bytes(data)
+        sync(aside)
+        os.replace(aside, path)
+        sync(path.parent)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise explain_full_disk(error, path) from error
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write `text` to `path` as UTF-8, atomically."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write `value` to `path` as indented JSON, atomically; NaN is refused (it is not JSON)."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+@contextmanager
+def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary directory that becomes `path` if the block ends without an error.
+
+    An existing directory at `path` is replaced. Leftovers of a killed attempt are removed first.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in path.parent.glob(f".{path.name}.*.partial"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    aside.mkdir()
+    try:
+        yield aside
+        for file in sorted(aside.rglob("*")):
+            sync(file)
+        sync(aside)
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(aside, path)
+        sync(path.parent)
+    except BaseException as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise explain_full_disk(error, path) from error
+        raise
+
+
+def explain_full_disk(error: OSError, path: Path) -> OSError:
+    """Say what to do when the disk is full; any other error is returned as it is."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return error
+    return OSError(
+        error.errno,
+        f"no space left while writing {path.name} in {path.parent}; nothing already written was "
+        "lost. Free some space, then continue the run with `reprise resume`",
+    )
+
+
+def sha256_file(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
