@@ -1,0 +1,100 @@
+"""Check a config's ``train:`` section against `transformers.TrainingArguments`, in milliseconds.
+
+Importing that class costs seconds (it brings torch), too slow for ``--dry-run``. Its fields and
+their annotations are read from the installed source instead, so the check is always about the
+version that will run; values that only the class can judge are judged when training starts.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.util
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
+
+DERIVED = {
+    "output_dir": "the run directory decides it",
+    "resume_from_checkpoint": "use `reprise resume DIR`",
+    "gradient_accumulation_steps": "it follows from `batch_size`, "
+    "`train.per_device_train_batch_size` and the number of processes",
+    "num_train_epochs": "use `epochs`",
+    "max_steps": "use `epochs`",
+    "seed": "use the top-level `seed`",
+    "data_seed": "use the top-level `seed`",
+    "remove_unused_columns": "the collator needs every column",
+    "label_names": "the objective is not computed from labels",
+    "dataloader_drop_last": "remainders are dropped and counted by the round itself",
+    "logging_nan_inf_filter": "a NaN loss stops the run instead of being hidden",
+    "ignore_data_skip": "it would break exact resumption",
+    "auto_find_batch_size": "it would change the batch size that the paper fixes",
+}
+
+_PYTHON_TYPES: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+    "str": (str,),
+    "None": (type(None),),
+    "list": (list,),
+    "dict": (dict,),
+}
+
+
+@functools.cache
+def training_argument_types() -> dict[str, str]:
+    """Name -> annotation of every field of the installed `TrainingArguments`."""
+    spec = importlib.util.find_spec("transformers")
+    assert spec is not None and spec.submodule_search_locations
+    source = Path(spec.submodule_search_locations[0]) / "training_args.py"
+    tree = ast.parse(source.read_text(encoding="utf-8"))
+    [definition] = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments"
+    ]
+    return {
+        node.target.id: ast.unparse(node.annotation)
+        for node in definition.body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    }
+
+
+def check_training_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return `arguments` if each is a field of `TrainingArguments` with a value of its type.
+
+    Raises:
+        ValueError: names every unknown, reserved or ill-typed key, all at once.
+    """
+    known = training_argument_types()
+    problems = []
+    for key, value in arguments.items():
+        if key in DERIVED:
+            problems.append(f"'{key}' cannot be set here: {DERIVED[key]}")
+        elif key not in known:
+            near = get_close_matches(key, known, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            problems.append(f"'{key}' is not an argument of transformers.TrainingArguments{hint}")
+        elif not _fits(value, known[key]):
+            problems.append(f"'{key}' is {value!r}, but its type is {known[key]}")
+    if problems:
+        raise ValueError("; ".join(problems))
+    return arguments
+
+
+def _fits(value: Any, annotation: str) -> bool:
+    allowed: tuple[type, ...] = ()
+    for part in annotation.split("|"):
+        name = part.strip().split("[")[0]
+        if name not in _PYTHON_TYPES:  # an enum: the class itself accepts its string values
+            name = "str"
+        allowed += _PYTHON_TYPES[name]
+    if isinstance(value, bool):
+        return bool in allowed
+    return isinstance(value, allowed)
+
+
+TrainingArgumentsDict = Annotated[dict[str, Any], AfterValidator(check_training_arguments)]
