@@ -20,9 +20,125 @@ PerRound = PositiveFloat | list[PositiveFloat]
 
 
 class Data(Settings):
-    """Prompts, with the reference answers that people wrote."""
+    """Prompts with the answers people wrote, or with a chosen and a rejected answer.
+
+    A path is a .json, .jsonl or .parquet file, a folder of such files named after their splits, or
+    a folder written by `datasets.save_to_disk`. Where a split is named, `name[a:b]` takes rows a to
+    b of it; bounds may be percentages (`train[:95%]`).
+    """
 
     name: str = Field(description="'docstrings', a Hub name, or a path of the same schema")
+    split: str = Field("train", description="split to train on, or a slice of it")
+    max_examples: int | None = Field(None, ge=1, description="use the first so many; null: all")
+    prompt_column: str | None = Field(None, description="where the prompt is; null: 'prompt'")
+    reference_column: str | None = Field(
+        None, description="where the answer is; null: the first of reference, completion, chosen"
+    )
+
+
+# -- supervised training and reward training -----------------------------------------------------
+
+
+class FromScratch(Settings):
+    """A small model with fresh weights and its own byte-level BPE tokenizer."""
+
+    architecture: Literal["gpt_neox", "llama"] = Field("gpt_neox", description="kind of model")
+    layers: int = Field(4, ge=1, description="transformer blocks")
+    width: int = Field(128, ge=8, description="size of the residual stream")
+    heads: int = Field(4, ge=1, description="attention heads; they divide `width`")
+    feedforward: int = Field(512, ge=8, description="size of the hidden layer of each block")
+    vocabulary: int = Field(2048, ge=300, description="tokens of the byte-level BPE")
+    positions: int = Field(128, ge=8, description="longest sequence, in tokens")
+    tie_embeddings: bool = Field(False, description="one matrix for input and output tokens")
+    rotary_fraction: float = Field(
+        0.25, gt=0, le=1, description="share of each head that is rotated (GPT-NeoX)"
+    )
+    initializer_range: float = Field(0.02, gt=0, description="deviation of the fresh weights")
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> FromScratch:
+        if self.width % (2 * self.heads):
+            raise ValueError(
+                f"width={self.width} must be a multiple of twice heads={self.heads}: each head "
+                "rotates pairs of features"
+            )
+        return self
+
+
+class _Supervised(Settings):
+    seed: int = Field(0, ge=0, description="seed of every random stream")
+    data: Data
+    heldout_split: str = Field("test", description="split, or slice of one, to measure on")
+    heldout: int = Field(256, ge=2, description="held-out examples measured")
+    max_prompt_tokens: int = Field(512, ge=1, description="longest prompt, in tokens")
+    max_completion_tokens: int = Field(64, ge=2, description="longest completion, with its EOS")
+    on_long_prompt: Literal["error", "truncate", "drop"] = Field(
+        "error", description="what to do with longer prompts (truncate keeps the end)"
+    )
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = Field(
+        "sdpa", description="attention implementation"
+    )
+    epochs: float = Field(1.0, gt=0, description="passes over the data")
+    batch_size: int = Field(
+        ge=1, description="examples (or pairs) per optimizer step, over all processes"
+    )
+    train: TrainingArgumentsDict = Field(
+        default_factory=dict, description="transformers.TrainingArguments"
+    )
+
+    @model_validator(mode="after")
+    def _accumulation_fills_the_batch(self) -> _Supervised:
+        per_step = self.train.get("per_device_train_batch_size", 8)
+        if self.batch_size % per_step:
+            raise ValueError(
+                f"batch_size={self.batch_size} must be a multiple of "
+                f"train.per_device_train_batch_size={per_step}, so that accumulation fills it"
+            )
+        return self
+
+
+class SFT(_Supervised):
+    """Supervised training on the references: the policy pi_0."""
+
+    experiment: Literal["alignment.sft"]
+    model: str | None = Field(None, description="start from this run, folder or Hub name")
+    from_scratch: FromScratch | None = Field(None, description="or from fresh weights")
+
+    @model_validator(mode="after")
+    def _one_start(self) -> SFT:
+        if (self.model is None) == (self.from_scratch is None):
+            raise ValueError("give either model (a start) or from_scratch (fresh weights)")
+        return self
+
+
+class Corruptions(Settings):
+    """How rejected answers are made from references, when the data set has none: shares."""
+
+    other: float = Field(0.3, ge=0, description="the reference of another prompt")
+    related: float = Field(0.2, ge=0, description="that of a prompt of the same module")
+    truncated: float = Field(0.1, ge=0, description="cut short, with a period and EOS")
+    unfinished: float = Field(0.1, ge=0, description="cut short, without EOS")
+    dropped: float = Field(0.1, ge=0, description="some words left out")
+    repeated: float = Field(0.1, ge=0, description="some words twice")
+    sampled: float = Field(0.0, ge=0, description="a sample of `model`")
+
+    @model_validator(mode="after")
+    def _some(self) -> Corruptions:
+        if not any(self.model_dump().values()):
+            raise ValueError("all shares are 0: give at least one kind of corruption a share")
+        return self
+
+
+class RewardTraining(_Supervised):
+    """Bradley-Terry reward model: -ln sigmoid(r(x, chosen) - r(x, rejected))."""
+
+    experiment: Literal["alignment.reward_training"]
+    model: str = Field(
+        description="run, folder or Hub name of the language model whose body it starts from"
+    )
+    corruptions: Corruptions = Field(
+        Corruptions(), description="used when the data has references and no rejected answers"
+    )
 
 
 # -- objectives ----------------------------------------------------------------------------------

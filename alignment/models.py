@@ -1,0 +1,346 @@
+"""Language models, reward models and tokenizers: find, load, make, identify, and resume them.
+
+Loading is strict everywhere. transformers saves GPT-NeoX with `embed_out.weight` while the live
+module calls it `lm_head.weight`, and `Trainer` resumes with `strict=False`: a resumed Pythia would
+silently keep the head it started with. Here a missing or unexpected weight is an error. Only
+safetensors are read, and no code that comes with a model is ever run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils import logging
+
+from alignment.config import FromScratch
+from rollout import files
+
+MARKER = "complete.json"  # the last file written into a Trainer checkpoint; torn ones lack it
+PAD, EOS = "<pad>", "<eos>"
+
+logging.disable_progress_bar()  # loading bars would break up the progress of the run itself
+
+
+# --- finding and loading ---------------------------------------------------------------------
+
+
+def resolve_model(name: str, key: str = "model") -> str:
+    """What `from_pretrained` should be given for `name`.
+
+    `name` is a finished run (its `checkpoints/final` is meant), a folder with a `config.json`, or
+    the name of a model on the Hugging Face Hub.
+
+    Raises:
+        ValueError: none of these; the message starts with the config key.
+    """
+    folder = Path(name)
+    for candidate in (folder / "checkpoints" / "final", folder):
+        if (candidate / "config.json").is_file() or (candidate / "adapter_config.json").is_file():
+            return str(candidate)
+    if folder.is_dir():
+        raise ValueError(
+            f"{key}={name!r} is a folder with neither checkpoints/final nor config.json: name a "
+            "finished run (finish this one with `reprise resume`) or a save_pretrained folder"
+        )
+    require_on_hub(name, "model", key)
+    return name
+
+
+def require_on_hub(name: str, kind: str, key: str) -> None:
+    """Check within seconds that `name` can be had from the Hub or from its local cache.
+
+    `kind` is "model" or "dataset". Without this check a missing name costs a minute of retries.
+
+    Raises:
+        ValueError: malformed, unknown, gated, or out of reach without a network.
+    """
+    import huggingface_hub as hub
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    start = f"{key}={name!r} is neither a folder here nor "
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ValueError(f"{start}a Hub name (owner/name): check the path")
+    pattern = ["config.json"] if kind == "model" else None
+    try:
+        hub.snapshot_download(name, repo_type=kind, local_files_only=True, allow_patterns=pattern)
+        return
+    except HFValidationError as error:
+        raise ValueError(f"{start}a Hub name (owner/name): check the path") from error
+    except LocalEntryNotFoundError:
+        pass
+    remedy = f"give a local folder, or fetch it first with `hf download {name} --repo-type {kind}`"
+    if hub.constants.HF_HUB_OFFLINE:
+        raise ValueError(f"{start}in the local Hub cache, and HF_HUB_OFFLINE is set: {remedy}")
+    try:
+        hub.HfApi().repo_info(name, repo_type=kind, timeout=5)
+    except Exception as error:  # the HTTP library's own classes change from version to version
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise ValueError(f"{start}to be had from the Hub ({reason}): {remedy}") from error
+
+
+def load_tokenizer(name: str, key: str = "model") -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, with an EOS token and a PAD token that is not EOS.
+
+    Raises:
+        ValueError: no EOS, or no PAD distinct from EOS (padding would hide the end of a text).
+    """
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model(name, key))
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"{key}={name!r}: its tokenizer has no EOS token; completions need one")
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+        candidates = [
+            token
+            for token in ("<pad>", "<|padding|>", "[PAD]", "<|pad|>", tokenizer.unk_token)
+            if token is not None and token != tokenizer.eos_token and token in tokenizer.get_vocab()
+        ]
+        if not candidates:
+            raise ValueError(
+                f"{key}={name!r}: its tokenizer has no PAD token distinct from EOS; set "
+                "`pad_token` to a token that never occurs in text and save the tokenizer again"
+            )
+        tokenizer.pad_token = candidates[0]
+    return tokenizer
+
+
+def load_policy(
+    name: str, key: str = "model", dtype: str = "float32", attention: str | None = None
+) -> PreTrainedModel:
+    """A causal language model, loaded strictly (see the module's docstring)."""
+    return _load_strictly(AutoModelForCausalLM, name, key, dtype, attention)
+
+
+def load_reward_model(
+    name: str, key: str = "reward_model", dtype: str = "float32", attention: str | None = None
+) -> PreTrainedModel:
+    """A sequence classifier with one output, the reward r(x, y) at the last real token.
+
+    Raises:
+        ValueError: more than one output, weights missing or left over, or no such model.
+    """
+    folder = resolve_model(name, key)
+    outputs = AutoConfig.from_pretrained(folder).num_labels
+    if outputs != 1:
+        raise ValueError(
+            f"{key}={name!r} has {outputs} outputs; a reward model has one (num_labels=1). Train "
+            "one with `experiment: alignment.reward_training`, or choose another model"
+        )
+    model = _load_strictly(AutoModelForSequenceClassification, name, key, dtype, attention)
+    return model.eval()
+
+
+def _load_strictly(
+    auto: Any, name: str, key: str, dtype: str, attention: str | None
+) -> PreTrainedModel:
+    folder = resolve_model(name, key)
+    model, info = auto.from_pretrained(
+        folder,
+        dtype=getattr(torch, dtype) if dtype != "auto" else "auto",
+        attn_implementation=attention,
+        use_safetensors=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
+    _refuse_mismatch(info, f"{key}={name!r}")
+    return model
+
+
+def _refuse_mismatch(info: Mapping[str, Any], what: str) -> None:
+    problems = [
+        f"{title} {', '.join(sorted(map(str, info.get(field) or ()))[:8])}"
+        for title, field in (
+            ("missing", "missing_keys"),
+            ("unexpected", "unexpected_keys"),
+            ("of another shape", "mismatched_keys"),
+        )
+        if info.get(field)
+    ]
+    if problems:
+        raise ValueError(
+            f"{what}: its weights do not fit the model: {'; '.join(problems)}. Every weight must "
+            "be present and none left over; use a complete checkpoint of this very architecture"
+        )
+
+
+# --- making ----------------------------------------------------------------------------------
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE over `texts`; id 0 is PAD, id 1 is EOS, no BOS."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    bpe.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocabulary,
+            special_tokens=[PAD, EOS],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token=PAD, eos_token=EOS)
+
+
+def new_policy(
+    shape: FromScratch, tokenizer: PreTrainedTokenizerBase, seed: int
+) -> PreTrainedModel:
+    """A small GPT-NeoX or Llama with fresh weights drawn from `seed`."""
+    shared = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": shape.width,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "intermediate_size": shape.feedforward,
+        "max_position_embeddings": shape.positions,
+        "tie_word_embeddings": shape.tie_embeddings,
+        "initializer_range": shape.initializer_range,
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+    }
+    extra: dict[str, Any] = {"num_key_value_heads": shape.heads}
+    if shape.architecture == "gpt_neox":
+        extra = {
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "partial_rotary_factor": shape.rotary_fraction,
+            },
+            "classifier_dropout": 0.0,
+        }
+    config = AutoConfig.for_model(shape.architecture, **shared, **extra)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(config)
+
+
+def reward_model_from(policy: PreTrainedModel, seed: int) -> PreTrainedModel:
+    """A reward model with the body of `policy` and a fresh head with one output.
+
+    The head starts at 0, so that before training every text scores the same.
+    """
+    settings = policy.config.to_dict()
+    for labels in ("id2label", "label2id"):
+        settings.pop(labels, None)
+    config = type(policy.config).from_dict({**settings, "num_labels": 1})
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForSequenceClassification.from_config(config, dtype=policy.dtype)
+    model.base_model.load_state_dict(policy.base_model.state_dict(), strict=True)
+    torch.nn.init.zeros_(model.score.weight)
+    return model
+
+
+# --- identity and resuming ---------------------------------------------------------------------
+
+
+def weights_sha256(state_dict: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over each tensor's name, dtype, shape and bytes, in name order."""
+    digest = hashlib.sha256()
+    for name in sorted(state_dict):
+        tensor = state_dict[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def load_weights_strictly(model: torch.nn.Module, folder: str | os.PathLike[str]) -> None:
+    """Load the weights saved in `folder` into `model` in place; nothing missing, nothing over.
+
+    The saved names are translated by `from_pretrained` (GPT-NeoX: `embed_out` -> `lm_head`), then
+    copied with `strict=True`. A PEFT model takes its adapter from the folder.
+
+    Raises:
+        ValueError: a weight is missing, left over, or of another shape.
+    """
+    if hasattr(model, "peft_config"):
+        return _load_adapter_strictly(model, folder)
+    assert isinstance(model, PreTrainedModel)
+    loaded, info = type(model).from_pretrained(
+        folder,
+        dtype=model.dtype,
+        use_safetensors=True,
+        output_loading_info=True,
+    )
+    _refuse_mismatch(info, f"checkpoint {folder}")
+    model.load_state_dict(loaded.state_dict(), strict=True)
+
+
+def _load_adapter_strictly(model: torch.nn.Module, folder: str | os.PathLike[str]) -> None:
+    from peft import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+
+    saved = load_peft_weights(str(folder), device="cpu")
+    wanted = set(get_peft_model_state_dict(model))
+    info = {"missing_keys": wanted - set(saved), "unexpected_keys": set(saved) - wanted}
+    _refuse_mismatch(info, f"checkpoint {folder}")
+    set_peft_model_state_dict(model, saved)
+
+
+def mark_complete(checkpoint: str | os.PathLike[str]) -> None:
+    """Flush every file of a checkpoint to disk, then write its marker, which lists their sizes."""
+    folder = Path(checkpoint)
+    sizes = {}
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        if file.name != MARKER:
+            files.sync(file)
+            sizes[str(file.relative_to(folder))] = file.stat().st_size
+    files.write_json(folder / MARKER, sizes)
+
+
+def last_complete_checkpoint(folder: str | os.PathLike[str]) -> str | None:
+    """The newest `checkpoint-N` in `folder` with a marker and all files it lists, or None."""
+    newest = sorted(
+        Path(folder).glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])
+    )
+    for checkpoint in reversed(newest):
+        if not (checkpoint / MARKER).is_file():
+            continue
+        sizes = json.loads((checkpoint / MARKER).read_text())
+        if all(
+            (checkpoint / name).is_file() and (checkpoint / name).stat().st_size == size
+            for name, size in sizes.items()
+        ):
+            return str(checkpoint)
+    return None
+
+
+class StrictCheckpoints:
+    """Mix in before `transformers.Trainer`: checkpoints are whole, and loaded strictly.
+
+    `train(resume_from_checkpoint=last_complete_checkpoint(output_dir))` then continues a killed
+    run to the same bits. Keep `save_total_limit` at 2 or more: the old checkpoint is deleted
+    before the marker of the new one is written.
+    """
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        self.accelerator.wait_for_everyone()  # type: ignore[attr-defined]
+        if self.args.should_save:  # type: ignore[attr-defined]
+            step = self.state.global_step  # type: ignore[attr-defined]
+            mark_complete(Path(self.args.output_dir) / f"checkpoint-{step}")  # type: ignore[attr-defined]
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:  # type: ignore[attr-defined]
+            super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+        else:
+            load_weights_strictly(self.model, resume_from_checkpoint)  # type: ignore[attr-defined]
+
+    def _load_best_model(self) -> None:
+        load_weights_strictly(self.model, self.state.best_model_checkpoint)  # type: ignore[attr-defined]
