@@ -29,9 +29,12 @@ from rollout.files import write_bytes, write_json
 from rollout.types import Completions, Transitions
 
 SCHEMA_VERSION = 1
-KINDS = {"completions": Completions, "transitions": Transitions}
+KINDS: dict[str, type[Completions] | type[Transitions]] = {
+    "completions": Completions,
+    "transitions": Transitions,
+}
 REQUIRED_METADATA = ("config_sha256", "code_revision", "policy", "reward_model", "random_state")
-RESERVED = {"schema_version", "kind", "round", "of_shards", "rows", "counts", "shards", "sha256"}
+RESERVED = {"schema_version", "kind", "round", "of_shards", "rows", "counts", "shards", "seal"}
 # A run may continue under another commit; under another config, policy or seed it may not.
 NOT_IDENTITY = ("code_revision",)
 
@@ -87,7 +90,7 @@ class RoundStore:
             )
         try:
             manifest = json.loads(path.read_bytes())
-            version, checksum = manifest["schema_version"], manifest["sha256"]
+            version, seal = manifest["schema_version"], manifest["seal"]
         except (ValueError, KeyError, TypeError) as error:
             raise CorruptRoundError(f"{path}: torn or not a manifest ({error})") from error
         if version != SCHEMA_VERSION:
@@ -95,7 +98,7 @@ class RoundStore:
                 f"{path}: schema version {version}, this code reads {SCHEMA_VERSION}; read it "
                 f"with the code revision that wrote it ({manifest.get('code_revision')})"
             )
-        if checksum != _checksum(manifest):
+        if seal != _seal(manifest):
             raise CorruptRoundError(f"{path}: altered after it was written; restore it")
         if manifest["round"] != index:
             raise CorruptRoundError(
@@ -216,6 +219,7 @@ class RoundWriter:
             "rows": len(batch),
             "identity": self.identity,
         }
+        description["seal"] = _seal(description)
         write_json(file.with_suffix(".json"), description)
         write_bytes(file, data)
 
@@ -239,7 +243,7 @@ class RoundWriter:
             "counts": counts,
             "shards": shards,
         }
-        manifest["sha256"] = _checksum(manifest)
+        manifest["seal"] = _seal(manifest)
         write_json(self.path / "manifest.json", manifest)
         for shard in range(self.shards):
             self._file(shard).with_suffix(".json").unlink()
@@ -253,16 +257,18 @@ class RoundWriter:
         file = self._file(shard)
         try:
             description = json.loads(file.with_suffix(".json").read_bytes())
+            seal = description.pop("seal")
+            if seal != _seal(description):
+                raise ValueError("altered after it was written")
             identity = description.pop("identity")
-            sha256 = description["sha256"]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CorruptRoundError(
-                f"{file}: its description {file.stem}.json is missing or torn ({error}); delete "
+                f"{file}: its description {file.stem}.json is unusable ({error}); delete "
                 "the shard, and the run makes it again"
             ) from error
         if identity != self.identity:
             raise CorruptRoundError(_difference(file, identity, self.identity))
-        _check_sha256(file, file.read_bytes(), sha256)
+        _check_sha256(file, file.read_bytes(), description["sha256"])
         return description
 
 
@@ -270,8 +276,9 @@ def _canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def _checksum(manifest: dict[str, Any]) -> str:
-    body = {key: value for key, value in manifest.items() if key != "sha256"}
+def _seal(value: dict[str, Any]) -> str:
+    """SHA-256 of a JSON object without its own seal."""
+    body = {key: item for key, item in value.items() if key != "seal"}
     return hashlib.sha256(_canonical(body).encode()).hexdigest()
 
 

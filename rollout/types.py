@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -77,8 +77,8 @@ class Completions:
     def to_arrow(self) -> pa.Table:
         """Columns as an Arrow table; `from_arrow` gives back the same bits."""
         flat = [ids for samples in self.completion_ids for ids in samples]
-        outer = np.arange(len(self) + 1, dtype=np.int32) * self.samples_per_prompt
-        columns = {field.name: getattr(self, field.name) for field in fields(self)}
+        outer: np.ndarray = np.arange(len(self) + 1, dtype=np.int32) * self.samples_per_prompt
+        columns: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         columns["prompt_ids"] = _ragged(self.prompt_ids)
         columns["completion_ids"] = pa.ListArray.from_arrays(outer, _ragged(flat))
         return _table(columns)
@@ -287,7 +287,7 @@ def _concatenate(cls, parts):
 
 
 def _ragged(column: Sequence[np.ndarray]) -> pa.ListArray:
-    offsets = np.zeros(len(column) + 1, dtype=np.int32)
+    offsets: np.ndarray = np.zeros(len(column) + 1, dtype=np.int32)
     np.cumsum([len(ids) for ids in column], out=offsets[1:])
     values = np.concatenate(column) if len(column) else np.zeros(0, dtype=np.int32)
     return pa.ListArray.from_arrays(offsets, pa.array(values, type=pa.int32()))
@@ -318,7 +318,7 @@ def _table(columns: dict[str, np.ndarray | pa.Array]) -> pa.Table:
     return pa.table(arrays)
 
 
-def _columns(cls, table: pa.Table) -> dict[str, np.ndarray]:
+def _columns(cls, table: pa.Table) -> dict[str, Any]:
     """Inverse of `_table` for the columns that are arrays."""
     names = [field.name for field in fields(cls)]
     if table.column_names != names:
