@@ -1,0 +1,324 @@
+"""Completions from a causal language model: our own decode loop over any `transformers` model.
+
+Token t of sample s is drawn by inverting the cumulative distribution at a uniform,
+
+    y_t = min { v : sum_{w <= v} p(w | x, y_<t) > u_st },    p = filter(softmax(logits / tau))
+
+where u [n, max_new_tokens] comes from the prompt's own stream, `streams.data("tokens", round,
+prompt)`. So what a prompt gets does not depend on the other prompts, the batch size, the order
+or the number of processes, beyond the last-bit differences of a matrix product's shape.
+
+Where the time goes, and what is done about it: a prompt is run through the model once and its
+key-value cache repeated for its n samples; the cache grows by blocks instead of being copied at
+each token; finished rows leave the batch; prompts of like length share one, so that there is
+little padding; of a prompt only the last position's logits are computed.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+from rollout.randomness import Streams
+from rollout.settings import Sampling
+
+# Copying the cache to drop rows costs about as much as one decoding step of those that stay.
+KEEP_WHILE_ALIVE = 0.75
+CACHE_BLOCK = 32
+# Probabilities are counted in units of 2^-40: whole numbers add up alike in any order, so that
+# a parallel scan on a GPU gives the same cumulative distribution as a loop.
+UNITS = float(2**40)
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Completions of N prompts; each ends in its EOS exactly if `terminated`."""
+
+    completion_ids: list[list[np.ndarray]]  # N x n x int32 [1 .. max_new_tokens]
+    terminated: np.ndarray  # bool [N, n]
+
+
+def generate(
+    model: nn.Module,
+    prompt_ids: Sequence[Sequence[int] | np.ndarray],
+    sampling: Sampling,
+    streams: Streams,
+    *,
+    round_index: int,
+    eos_ids: int | Sequence[int],
+    prompt_index: Sequence[int] | np.ndarray | None = None,
+    on_batch: Callable[[int], None] | None = None,
+) -> Generated:
+    """Sample `sampling.samples_per_prompt` completions of each prompt.
+
+    Args:
+        model: causal language model, not wrapped; left in the mode it came in. The precision is
+            the model's own: see `sampling_model`.
+        prompt_ids: N prompts as token ids.
+        sampling: temperature (0 is greedy), filters, lengths, sequences per batch.
+        streams: the run's random streams.
+        round_index: keys the streams, so that each round draws anew.
+        eos_ids: token or tokens that end a completion.
+        prompt_index: keys each prompt's stream; its row here unless given.
+        on_batch: called with the number of completions a batch has finished.
+
+    Raises:
+        ValueError: a prompt is empty, longer than `max_prompt_tokens`, or holds a token that the
+            model does not have; or prompt and completion exceed the model's positions.
+    """
+    prompts = [torch.as_tensor(np.asarray(ids, dtype=np.int64)) for ids in prompt_ids]
+    keys = range(len(prompts)) if prompt_index is None else [int(index) for index in prompt_index]
+    assert len(keys) == len(prompts), "one stream index per prompt"
+    _check_prompts(model, prompts, sampling)
+    n, device = sampling.samples_per_prompt, next(model.parameters()).device
+    eos = torch.as_tensor(np.atleast_1d(np.asarray(eos_ids, dtype=np.int64)), device=device)
+    completions: list[list[np.ndarray]] = [[np.zeros(0, np.int32)] * n for _ in prompts]
+    terminated = np.zeros((len(prompts), n), dtype=bool)
+    with evaluating(model), torch.inference_mode():
+        for rows, samples in _batches([len(prompt) for prompt in prompts], sampling):
+            uniforms = np.empty((len(rows), len(samples), sampling.max_new_tokens))
+            for place, row in enumerate(rows):
+                stream = streams.data("tokens", round_index, keys[row])
+                uniforms[place] = stream.random((n, sampling.max_new_tokens))[samples]
+            tokens, ended = _decode(
+                model,
+                [prompts[row] for row in rows],
+                torch.as_tensor(uniforms.reshape(-1, sampling.max_new_tokens), device=device),
+                sampling,
+                eos,
+            )
+            lengths = torch.where(ended < 0, tokens.shape[1], ended + 1).tolist()
+            ids = tokens.to("cpu", torch.int32).numpy()
+            flat = [(row, sample) for row in rows for sample in samples]
+            for place, (row, sample) in enumerate(flat):
+                completions[row][sample] = ids[place, : lengths[place]].copy()
+                terminated[row, sample] = bool(ended[place] >= 0)
+            if on_batch is not None:
+                on_batch(len(flat))
+    return Generated(completions, terminated)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Dropout off within the block; every module's mode is put back after it."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def sampling_model(model: nn.Module, dtype: str) -> Iterator[nn.Module]:
+    """Yield the model in `Sampling.dtype`: itself if it is in that already, or else a copy.
+
+    Casting every weight once is cheaper, and on CPUs with bfloat16 units far faster, than
+    autocast. The copy is gone after the block.
+    """
+    wanted = next(model.parameters()).dtype if dtype == "auto" else getattr(torch, dtype)
+    if all(parameter.dtype == wanted for parameter in model.parameters()):
+        yield model
+    else:
+        # Not .to(dtype) on the model: rotary frequencies and other buffers keep their precision.
+        twin = copy.deepcopy(model).requires_grad_(False)
+        for parameter in twin.parameters():
+            parameter.data = parameter.data.to(wanted)
+        yield twin
+
+
+class BlockCacheLayer(DynamicLayer):
+    """Keys and values in a buffer with room to grow.
+
+    `DynamicLayer` copies the whole cache at each token; this one does at each CACHE_BLOCK-th, and
+    writes a token's keys and values where they stay.
+    """
+
+    _store: tuple[Tensor, Tensor] | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):
+        """Append along the sequence, and return all keys and values [rows, heads, length, dim]."""
+        start = self.get_seq_length()
+        stop = start + key_states.shape[-2]
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        if self._store is None or stop > self._store[0].shape[-2]:
+            grown = []
+            for old, new in ((self.keys, key_states), (self.values, value_states)):
+                shape = (*new.shape[:2], stop + CACHE_BLOCK, new.shape[-1])
+                grown.append(new.new_empty(shape))
+                if start:
+                    grown[-1][:, :, :start] = old
+            self._store = (grown[0], grown[1])
+        keys, values = self._store
+        keys[:, :, start:stop] = key_states
+        values[:, :, start:stop] = value_states
+        self.keys, self.values = keys[:, :, :stop], values[:, :, :stop]
+        return self.keys, self.values
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Take the rows at `beam_idx`, repeated or left out; room to grow is taken along."""
+        length = self.get_seq_length()
+        if self._store is None or length == 0:
+            return
+        keys, values = (buffer.index_select(0, beam_idx) for buffer in self._store)
+        self._store = (keys, values)
+        self.keys, self.values = keys[:, :, :length], values[:, :, :length]
+
+
+def sample_tokens(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> Tensor:
+    """Draw one token a row by the inverse cumulative distribution. [B, V], [B] -> int64 [B].
+
+    The token drawn always has nonzero probability, also at uniforms next to 0 and 1.
+    """
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    probabilities = filtered(logits.float() / sampling.temperature, sampling).softmax(-1)
+    cumulative = (probabilities.double() * UNITS).long().cumsum(-1)
+    total = cumulative[:, -1:]
+    target = (uniforms[:, None] * total).long().clamp(max=total - 1)
+    return torch.searchsorted(cumulative, target, right=True)[:, 0]
+
+
+def filtered(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Set logits outside the top k, then outside the nucleus, to -inf. [B, V] -> [B, V].
+
+    The nucleus is the smallest set of likeliest tokens with probability at least top_p. Ties with
+    the k-th logit all stay, as in `transformers`.
+    """
+    if 0 < sampling.top_k < logits.shape[-1]:
+        kth = logits.topk(sampling.top_k).values[:, -1:]
+        logits = logits.masked_fill(logits < kth, -torch.inf)
+    if sampling.top_p < 1:
+        ascending, order = logits.sort(-1)
+        outside = ascending.softmax(-1).cumsum(-1) <= 1 - sampling.top_p
+        outside[:, -1] = False
+        logits = logits.masked_fill(outside.scatter(-1, order, outside), -torch.inf)
+    return logits
+
+
+def _decode(
+    model: nn.Module, prompts: list[Tensor], uniforms: Tensor, sampling: Sampling, eos: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Decode one batch: tokens [B, <= T] and the place of each row's EOS [B], -1 where none.
+
+    `uniforms` [B, T] holds the samples of the first prompt, then those of the second, and so on.
+    """
+    (rows, steps), device = uniforms.shape, uniforms.device
+    repeat = torch.arange(len(prompts), device=device).repeat_interleave(rows // len(prompts))
+    logits, cache, mask, positions = _prefill(model, prompts, steps, device)
+    prompt_length = mask.shape[1] - steps
+    # One row of logits serves all samples of its prompt; so does, repeated, its cache.
+    logits, mask, positions = logits[repeat], mask[repeat], positions[repeat]
+    if rows > len(prompts):
+        cache.reorder_cache(repeat)
+    tokens = torch.zeros((rows, steps), dtype=torch.long, device=device)
+    ended = torch.full((rows,), -1, dtype=torch.long, device=device)
+    batch = torch.arange(rows, device=device)  # rows still in the batch
+    for step in range(steps):
+        drawn = sample_tokens(logits, uniforms[batch, step], sampling)
+        tokens[batch, step] = drawn
+        ended[batch] = torch.where(
+            (ended[batch] < 0) & torch.isin(drawn, eos), step, ended[batch]
+        )
+        alive = (ended[batch] < 0).nonzero()[:, 0]
+        if len(alive) == 0 or step == steps - 1:
+            return tokens[:, : step + 1], ended
+        if len(alive) <= KEEP_WHILE_ALIVE * len(batch):
+            batch, drawn, mask, positions = batch[alive], drawn[alive], mask[alive], positions[alive]
+            cache.reorder_cache(alive)
+        logits = _forward(
+            model,
+            cache,
+            drawn[:, None],
+            mask[:, : prompt_length + step + 1],
+            positions[:, None] + step,
+        )
+    raise AssertionError("unreachable: max_new_tokens is at least 1")
+
+
+def _prefill(
+    model: nn.Module, prompts: list[Tensor], steps: int, device: torch.device
+) -> tuple[Tensor, Cache, Tensor, Tensor]:
+    """Run the prompts, padded on the left, through the model.
+
+    Returns the next token's logits [P, V], the cache, the attention mask with room for the
+    completions [P, L + steps] and each next token's position [P].
+    """
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    longest = int(lengths.max())
+    ids = torch.zeros((len(prompts), longest), dtype=torch.long)  # padding is masked: any id does
+    mask = torch.ones((len(prompts), longest + steps), dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = prompt
+        mask[row, : longest - len(prompt)] = 0
+    positions = (mask[:, :longest].cumsum(-1) - 1).clamp(min=0)
+    cache = DynamicCache(config=model.config)
+    cache.layers = [
+        BlockCacheLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers
+    ]
+    mask = mask.to(device)
+    logits = _forward(model, cache, ids.to(device), mask[:, :longest], positions.to(device))
+    return logits, cache, mask, lengths.to(device)
+
+
+def _forward(
+    model: nn.Module, cache: Cache, ids: Tensor, mask: Tensor, positions: Tensor
+) -> Tensor:
+    """Logits of the last position [B, V]; the cache grows by the tokens given."""
+    output = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    return output.logits[:, -1]
+
+
+def _batches(lengths: list[int], sampling: Sampling) -> Iterator[tuple[list[int], list[int]]]:
+    """Prompts and sample numbers of each batch; the longest first, so that memory runs out early.
+
+    A prompt's samples share a batch, unless there are more of them than a batch may hold.
+    """
+    n, size = sampling.samples_per_prompt, sampling.batch_size
+    order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+    at_once = max(1, size // n)
+    for start in range(0, len(order), at_once):
+        for first in range(0, n, size):
+            yield order[start : start + at_once], list(range(first, min(first + size, n)))
+
+
+def _check_prompts(model: nn.Module, prompts: list[Tensor], sampling: Sampling) -> None:
+    vocabulary = model.get_input_embeddings().num_embeddings
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    for row, prompt in enumerate(prompts):
+        if len(prompt) == 0:
+            raise ValueError(
+                f"prompt {row}: is empty, must hold at least one token; drop it, or start it with "
+                "the tokenizer's BOS"
+            )
+        if len(prompt) > sampling.max_prompt_tokens:
+            raise ValueError(
+                f"prompt {row}: has {len(prompt)} tokens, sampling.max_prompt_tokens is "
+                f"{sampling.max_prompt_tokens}; raise the limit, or shorten or drop the prompt"
+            )
+        if positions is not None and len(prompt) + sampling.max_new_tokens > positions:
+            raise ValueError(
+                f"prompt {row}: its {len(prompt)} tokens and sampling.max_new_tokens = "
+                f"{sampling.max_new_tokens} exceed the model's {positions} positions; lower one"
+            )
+        if not 0 <= int(prompt.min()) <= int(prompt.max()) < vocabulary:
+            raise ValueError(
+                f"prompt {row}: token ids span {int(prompt.min())} to {int(prompt.max())}, the "
+                f"model has 0 to {vocabulary - 1}; use the model's own tokenizer"
+            )
