@@ -1,0 +1,283 @@
+"""Start, continue or leave alone one run: the only place that decides what a directory may become.
+
+reprise run CONFIG [key=value ...] [--out DIR]
+accelerate launch --config_file launch/accelerate/cpu.yaml -m launch.run CONFIG ...
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from launch import processes
+from launch.config import (
+    EXPERIMENTS,
+    ConfigError,
+    ExperimentSettings,
+    config_sha256,
+    configs_folder,
+    differences,
+    find,
+    load,
+    read,
+    to_yaml,
+)
+from launch.provenance import provenance
+from rollout.files import write_json, write_text
+from rollout.run_dir import RunDir
+
+DONE, FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+
+
+def execute(
+    config: str | os.PathLike[str],
+    overrides: Iterable[str] = (),
+    out: str | os.PathLike[str] | None = None,
+    dry_run: bool = False,
+) -> Path:
+    """Run a config to its end, or as far as it still has to go.
+
+    Args:
+        config: path or shipped name.
+        overrides: ``key.path=value``.
+        out: the run's directory; by default ``runs/<the config's folder>/<its name>``.
+        dry_run: only check, and print the resolved config on standard output.
+
+    Returns:
+        The run's directory.
+
+    Raises:
+        ConfigError: bad input; nothing was written.
+    """
+    settings = load(config, overrides)
+    path = Path(out) if out is not None else default_out(find(config))
+    if dry_run:
+        sys.stdout.write(to_yaml(settings))
+        _say(f"{config} is valid; {path} {_STATES[state_of(path, settings)]}")
+        return path
+    _run(settings, path)
+    return path
+
+
+def resume(path: str | os.PathLike[str]) -> Path:
+    """Continue the run in `path` from its own ``config.yaml``.
+
+    Raises:
+        ConfigError: `path` holds no run.
+    """
+    path = Path(path)
+    if not (path / "config.yaml").is_file():
+        raise ConfigError(f"{path} holds no run: there is no {path / 'config.yaml'}")
+    _run(load(path / "config.yaml"), path)
+    return path
+
+
+def default_out(config: Path) -> Path:
+    """``runs/quickstart/sft`` for ``configs/quickstart/sft.yaml``, wherever it was found."""
+    file = config.resolve()
+    folder = configs_folder().resolve()
+    name = file.relative_to(folder) if file.is_relative_to(folder) else Path(*file.parts[-2:])
+    return Path("runs") / name.with_suffix("")
+
+
+# -- the directory -------------------------------------------------------------------------------
+
+_STATES = {
+    "new": "is free",
+    "unfinished": "holds an unfinished run of this config, which would continue",
+    "finished": "holds the finished run of this config, which would be left alone",
+}
+
+
+def state_of(path: Path, settings: ExperimentSettings) -> str:
+    """'new', 'unfinished' or 'finished'.
+
+    Raises:
+        ConfigError: `path` holds something else, or the run of another config.
+    """
+    if not path.exists() or (path.is_dir() and not set(os.listdir(path)) - {".lock"}):
+        return "new"
+    if not (path / "config.yaml").is_file():
+        what = "a folder with other files" if path.is_dir() else "not a folder"
+        raise ConfigError(f"{path} is {what}, not a run; choose another directory with --out")
+    ours = settings.model_dump(mode="json")
+    unlike = differences(ours, read(path / "config.yaml"))
+    if unlike:
+        listed = "\n".join(f"  - {line}" for line in unlike)
+        raise ConfigError(
+            f"{path} belongs to another config; it was left as it is. Choose another directory "
+            f"with --out. They differ in ('there' is {path}):\n{listed}"
+        )
+    return "finished" if (path / "summary.json").is_file() else "unfinished"
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold `path` against other processes; the system lets go when this process ends, however."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        file = open(path / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ConfigError(
+                f"another process ({file.read().strip() or 'unknown'}) is running in {path}; "
+                "wait for it, or choose another directory with --out"
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()}")
+        file.flush()
+        yield
+
+
+def _prepare(path: Path, settings: ExperimentSettings, threads: int, world: int) -> dict[str, Any]:
+    """Write who we are, or check that we are who started; returns what every process needs.
+
+    Raises:
+        ConfigError: the run was started with another number of processes.
+    """
+    state = state_of(path, settings)
+    if state == "finished":
+        return {"state": state}
+    record = provenance(threads, world)
+    file = path / "provenance.json"
+    if state == "unfinished" and file.is_file():
+        first = json.loads(file.read_text(encoding="utf-8"))
+        if first["world_size"] != world:
+            raise ConfigError(
+                f"{path} was started with {first['world_size']} processes and cannot continue with "
+                f"{world}: each process holds its share of the batches and random streams. Continue "
+                f"with {first['world_size']}, or start anew with --out"
+            )
+        if first["threads"] != threads:
+            _say(f"computing with {first['threads']} threads, as at the start: others change bits")
+        for key in ("code_revision", "packages"):
+            if first[key] != record[key]:
+                _say(f"warning: {key} is not what {path} was started with; bits may differ")
+        record["threads"] = first["threads"]
+        first["resumed"] = [*first.get("resumed", []), record]
+        write_json(file, first)
+    else:
+        # config.yaml last: it makes the directory a run, so a kill in between leaves none.
+        write_json(file, record)
+        write_text(path / "config.yaml", to_yaml(settings))
+    return {"state": state, "threads": record["threads"], "revision": record["code_revision"]}
+
+
+# -- the run -------------------------------------------------------------------------------------
+
+
+def _run(settings: ExperimentSettings, path: Path) -> None:
+    rank, world = processes.asked_for()
+    threads = processes.threads()
+    if world > 1:
+        processes.join(world)
+    with contextlib.ExitStack() as held:
+        plan: dict[str, Any] = {}
+        if rank == 0:
+            try:
+                held.enter_context(_locked(path))
+                plan = _prepare(path, settings, threads, world)
+            except ConfigError as error:
+                plan = {"refused": str(error)}
+        if world > 1:  # one decision for all: rank 0 touches the directory, the others wait for it
+            plan = processes.share(plan)
+        if "refused" in plan:
+            raise ConfigError(plan["refused"])
+        if plan["state"] != "finished":
+            _work(settings, path, plan, rank, world)
+        elif rank == 0:
+            _say(f"{path} is finished and was left alone; its result is in summary.json")
+    if world > 1:
+        processes.leave()
+
+
+def _work(
+    settings: ExperimentSettings, path: Path, plan: dict[str, Any], rank: int, world: int
+) -> None:
+    processes.pin_threads(plan["threads"])
+    run_dir = RunDir(
+        path,
+        experiment=settings.experiment,
+        seed=settings.seed,
+        config_sha256=config_sha256(settings),
+        code_revision=plan["revision"],
+        rank=rank,
+        world=world,
+    )
+    verb = "continuing" if plan["state"] == "unfinished" else "starting"
+    run_dir.say(f"{verb} {settings.experiment} in {path}")
+    summary = EXPERIMENTS[settings.experiment].run_function()(settings, run_dir)
+    run_dir.finish(**summary)
+    run_dir.say(f"finished {settings.experiment}: {path / 'summary.json'}")
+
+
+# -- how it ends ---------------------------------------------------------------------------------
+
+
+class _Terminated(BaseException):
+    """SIGTERM: end as on Ctrl-C, with what is on disk left resumable."""
+
+
+def _on_sigterm(*_: object) -> None:
+    raise _Terminated
+
+
+def exit_status(work: Callable[[], object]) -> int:
+    """Do `work`; 0 done, 1 failed, 2 bad input, 130 interrupted, 143 terminated.
+
+    A ValueError that our own code raises is about the user's input (the style rule says so) and
+    becomes one message; anything else that goes wrong keeps its traceback.
+    """
+    before = signal.signal(signal.SIGTERM, _on_sigterm)
+    try:
+        work()
+    except (KeyboardInterrupt, _Terminated) as stop:
+        _say("interrupted; `reprise resume DIR` continues the run")
+        return TERMINATED if isinstance(stop, _Terminated) else INTERRUPTED
+    except Exception as error:
+        if isinstance(error, ValueError) and _raised_by_us(error):
+            if os.environ.get("RANK", "0") == "0" or not isinstance(error, ConfigError):
+                _say(f"error: {error}")
+            return BAD_INPUT
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            _say(f"error: {error.strerror or error}")
+            return FAILED
+        traceback.print_exc()
+        return FAILED
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return DONE
+
+
+def _raised_by_us(error: BaseException) -> bool:
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    packages = Path(__file__).resolve().parents[1]
+    ours = [packages / name for name in ("rollout", "alignment", "rl", "distill", "launch")]
+    file = Path(frame.tb_frame.f_code.co_filename).resolve() if frame else Path()
+    return any(file.is_relative_to(folder) for folder in ours)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    from launch.cli import main
+
+    main(["run", *sys.argv[1:]])
