@@ -7,7 +7,6 @@ import importlib.util
 import os
 import platform
 import shutil
-import sys
 import threading
 import urllib.error
 import urllib.request
@@ -47,8 +46,6 @@ def examine() -> dict[str, Any]:
 def _verdicts(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
     missing = [name for name, state in found["packages"].items() if not state["installed"]]
     lacking = []
-    if sys.version_info < (3, 11):
-        lacking.append("Python 3.11 or later")
     if missing:
         lacking.append(f"packages {', '.join(missing)} (make setup)")
     base = list(lacking)

@@ -125,7 +125,7 @@ def _locked(path: Path) -> Iterator[None]:
     """Hold `path` against other processes; the system lets go when this process ends, however."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        file = open(path / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 - closed below
+        file = open(path / ".lock", "a+", encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
     with file:
@@ -159,8 +159,8 @@ def _prepare(path: Path, settings: ExperimentSettings, threads: int, world: int)
         if first["world_size"] != world:
             raise ConfigError(
                 f"{path} was started with {first['world_size']} processes and cannot continue with "
-                f"{world}: each process holds its share of the batches and random streams. Continue "
-                f"with {first['world_size']}, or start anew with --out"
+                f"{world}: each process holds its share of the batches and random streams. "
+                f"Continue with {first['world_size']}, or start anew with --out"
             )
         if first["threads"] != threads:
             _say(f"computing with {first['threads']} threads, as at the start: others change bits")
