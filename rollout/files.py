@@ -55,6 +55,15 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def link(path: str | os.PathLike[str], target: str) -> None:
+    """Make `path` a symbolic link to its neighbour `target`, replacing an earlier link."""
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    aside.unlink(missing_ok=True)
+    os.symlink(target, aside)
+    os.replace(aside, path)
+
+
 @contextmanager
 def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary directory that becomes `path` if the block ends without an error.

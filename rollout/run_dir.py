@@ -1,11 +1,11 @@
 """What a run leaves behind, and how it tells a human where it stands.
 
-    DIR/config.yaml       every setting, defaults written out            (launch writes it)
-    DIR/provenance.json   code revision, packages, machine               (launch writes it)
-    DIR/metrics.jsonl     one JSON object a line, appended
-    DIR/rounds/           experience (rollout.store)
-    DIR/checkpoints/      weights, each folder whole or absent
-    DIR/summary.json      the result; written last, so its presence means the run is complete
+DIR/config.yaml       every setting, defaults written out            (launch writes it)
+DIR/provenance.json   code revision, packages, machine               (launch writes it)
+DIR/metrics.jsonl     one JSON object a line, appended
+DIR/rounds/           experience (rollout.store)
+DIR/checkpoints/      weights, each folder whole or absent
+DIR/summary.json      the result; written last, so its presence means the run is complete
 """
 
 from __future__ import annotations

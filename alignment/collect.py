@@ -1,0 +1,207 @@
+"""Collect one round: sample completions, score them, store them.
+
+Log-probabilities under pi_k and under pi_0 are columns of the stored data, computed by the same
+forward pass that training uses, never by the sampler: a sampler in another precision, or another
+engine altogether, then cannot put its own rounding into the loss.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from accelerate import PartialState
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from alignment.config import Offline, OnPolicy
+from alignment.logprobs import score_completions
+from alignment.models import weights_sha256
+from alignment.reward import Conversation, RewardModel
+from rollout.generate import generate, sampling_model
+from rollout.randomness import Streams
+from rollout.run_dir import RunDir
+from rollout.store import RoundStore, shard_rows
+from rollout.types import Completions
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts as token ids, with what people answered.
+
+    Attributes:
+        ids: one int32 array per prompt.
+        references: the answers that people wrote.
+        conversations: the prompts as messages where the data is a chat, else None.
+    """
+
+    ids: list[np.ndarray]
+    references: list[str]
+    conversations: list[Conversation | None]
+
+    def __len__(self) -> int:
+        """Return the number of prompts."""
+        return len(self.ids)
+
+
+class Collector:
+    """Samples, scores and stores completions of whatever the policy currently is.
+
+    Args:
+        config: the experiment's settings.
+        initial: pi_0, for the reference column.
+        reward: the reward model.
+        tokenizer: the policy's.
+        streams: random streams of the run.
+        run_dir: tells rank and world, and shows progress.
+    """
+
+    def __init__(
+        self,
+        config: OnPolicy | Offline,
+        initial: PreTrainedModel,
+        reward: RewardModel,
+        tokenizer: PreTrainedTokenizerBase,
+        streams: Streams,
+        run_dir: RunDir,
+    ) -> None:
+        self.config, self.sampling = config, config.sampling
+        self.initial, self.reward, self.tokenizer = initial, reward, tokenizer
+        self.streams, self.run_dir = streams, run_dir
+        self.autocast = bool(config.train.get("bf16", False))
+
+    def collect(
+        self,
+        policy: PreTrainedModel,
+        prompts: Prompts,
+        rows: np.ndarray,
+        store: RoundStore,
+        round: int,
+        purpose: str,
+    ) -> Completions:
+        """Return round `round` of `store`; whatever is already stored is not sampled again.
+
+        Args:
+            policy: pi_k.
+            prompts: the data set.
+            rows: which of its prompts, int64; no prompt twice.
+            store: where the round lives.
+            round: its number.
+            purpose: names the random streams, so that training and evaluation draw apart.
+        """
+        if round not in store.rounds():
+            shards = -(-len(rows) // self.config.shard_size)
+            writer = store.writer(round, shards, self._metadata(policy, purpose))
+            missing = writer.missing(self.run_dir.rank, self.run_dir.world)
+            label = f"round {round}: {purpose}"
+            to_do = sum(len(shard_rows(len(rows), shards, shard)) for shard in missing)
+            with (
+                sampling_model(policy, self.sampling.dtype) as sampler,
+                self.run_dir.progress(label, to_do, "prompts") as progress,
+            ):
+                for shard in missing:
+                    part = rows[shard_rows(len(rows), shards, shard)]
+                    batch = self._sample_and_score(policy, sampler, prompts, part, round, purpose)
+                    writer.write(shard, batch)
+                    progress.advance(len(part))
+            PartialState().wait_for_everyone()
+            if self.run_dir.is_main:
+                writer.finish()
+            PartialState().wait_for_everyone()
+        data = store.read(round).data
+        assert isinstance(data, Completions)
+        return data
+
+    def score(self, model: PreTrainedModel, prompt_ids: list, completion_ids: list) -> np.ndarray:
+        """ln pi(a|x) of each sequence, as training computes it; float32, nats."""
+        batch_size = 2 * self.config.train.get("per_device_train_batch_size", 8)
+        model.eval()
+        pad_id = self.tokenizer.pad_token_id
+        return score_completions(
+            model, prompt_ids, completion_ids, pad_id, batch_size, self.autocast
+        )
+
+    def _sample_and_score(
+        self,
+        policy: PreTrainedModel,
+        sampler: nn.Module,
+        prompts: Prompts,
+        rows: np.ndarray,
+        round: int,
+        purpose: str,
+    ) -> Completions:
+        n = self.sampling.samples_per_prompt
+        ids = [prompts.ids[row] for row in rows]
+        sampled = generate(
+            sampler,
+            ids,
+            self.sampling,
+            self.streams,
+            round_index=round,
+            eos_ids=eos_ids(policy, self.tokenizer),
+            prompt_index=rows,
+            stream=f"{purpose} tokens",
+        )
+        repeated = [prompt for prompt in ids for _ in range(n)]
+        flat = [completion for samples in sampled.completion_ids for completion in samples]
+        conversations = [prompts.conversations[row] for row in rows for _ in range(n)]
+        rewards = self.reward.score(repeated, flat, sampled.terminated.ravel(), conversations)
+        policy_logprobs = self.score(policy, repeated, flat)
+        # Round 0 is drawn from pi_0 itself: the same weights give the same column.
+        reference = policy_logprobs if round == 0 else self.score(self.initial, repeated, flat)
+        draws = [self.streams.data(f"{purpose} labels", round, int(row)).random() for row in rows]
+        return Completions(
+            prompt_index=np.asarray(rows, dtype=np.int64),
+            prompt_ids=ids,
+            completion_ids=sampled.completion_ids,
+            terminated=sampled.terminated,
+            rewards=rewards.reshape(-1, n),
+            policy_logprobs=policy_logprobs.reshape(-1, n),
+            reference_logprobs=reference.reshape(-1, n),
+            label_uniform=np.array(draws, dtype=np.float64),
+        )
+
+    def _metadata(self, policy: PreTrainedModel, purpose: str) -> dict:
+        return {
+            "config_sha256": self.run_dir.config_sha256,
+            "code_revision": self.run_dir.code_revision,
+            "policy": weights_sha256(policy.state_dict()),
+            "reward_model": self.reward.identity,
+            "random_state": {"seed": self.streams.seed, "stream": purpose},
+            "sampling": self.sampling.model_dump(),
+        }
+
+
+def eos_ids(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every token that ends a completion: chat models often have more than one."""
+    configured = policy.generation_config.eos_token_id if policy.generation_config else None
+    ids = configured if isinstance(configured, list) else [configured]
+    return sorted({tokenizer.eos_token_id, *(token for token in ids if token is not None)})
+
+
+def rows_of_round(prompts: int, sizes: list[int], round: int, streams: Streams) -> np.ndarray:
+    """Rows of round `round`: consecutive pieces of shuffled passes over the data.
+
+    A round that would run past the end of a pass begins the next one, so that no prompt occurs
+    twice in a round (its random stream would give the same tokens twice).
+
+    Args:
+        prompts: size of the data set.
+        sizes: n_0, n_1, ..., each at most `prompts`.
+        round: which round.
+        streams: random streams of the run.
+
+    Returns:
+        int64, shape (sizes[round],).
+    """
+    epoch, start = 0, 0
+    for size in sizes[:round]:
+        epoch, start = _next(epoch, start, size, prompts)
+        start += size
+    epoch, start = _next(epoch, start, sizes[round], prompts)
+    order = streams.data("prompts", epoch).permutation(prompts)
+    return order[start : start + sizes[round]]
+
+
+def _next(epoch: int, start: int, size: int, prompts: int) -> tuple[int, int]:
+    return (epoch + 1, 0) if start + size > prompts else (epoch, start)

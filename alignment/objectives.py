@@ -1,0 +1,102 @@
+r"""The objectives, as pure functions of stored columns.
+
+Every method regresses one scalar per pair (x, a1, a2),
+
+    y = gamma * [ ln pi(a1|x)/pi(a2|x) - ln pi'(a1|x)/pi'(a2|x) ],
+
+onto a target z, with a reference pi' that is pi_0 or pi_k:
+
+| method | loss(y, z)                  | z                                     | pi'          |
+|--------|-----------------------------|---------------------------------------|--------------|
+| DPO    | cross_entropy(sigmoid y, z) | 1 if a1 wins, else 0                  | pi_0         |
+| PDFR   | cross_entropy(sigmoid y, z) | sigmoid(beta (r1 - r2))               | pi_0         |
+| REBEL  | (y - z)^2                   | r1 - r2                               | pi_k         |
+| RDRC   | (y - z)^2                   | r1 - r2 - gamma_c ln [pi_k/pi_0] diff | pi_k         |
+
+Source: 2601.08421, Algorithms 1 and 3, Eqs. 9-11. The trap: Eq. 11 prints the binary KL divergence
+with its arguments the other way round from Eq. 10. Eq. 10, where the soft label is the target, is
+what is minimized here; up to the target's entropy it is KL(Bern(z) || Bern(sigmoid y)).
+
+`alignment.pairs` makes z and picks pi'; nothing here knows a method's name but `loss_function`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def implicit_reward_difference(
+    logprobs: Tensor, reference_logprobs: Tensor, gamma: float
+) -> Tensor:
+    """y = gamma [ln pi(a1|x)/pi(a2|x) - ln pi'(a1|x)/pi'(a2|x)].
+
+    Args:
+        logprobs: ln pi(a_i|x), summed over the completion's tokens, in nats; shape (pairs, 2).
+        reference_logprobs: the same under pi'; shape (pairs, 2).
+        gamma: KL regularization.
+
+    Returns:
+        y, shape (pairs,).
+    """
+    log_ratio = logprobs - reference_logprobs
+    return gamma * (log_ratio[:, 0] - log_ratio[:, 1])
+
+
+def preference_loss(y: Tensor, z: Tensor) -> Tensor:
+    """-z ln sigmoid(y) - (1 - z) ln sigmoid(-y), per pair (2601.08421, Eqs. 3 and 10).
+
+    With a hard label z this is DPO's loss, with a soft one preference distillation.
+    """
+    return F.binary_cross_entropy_with_logits(y, z, reduction="none")
+
+
+def distillation_loss(y: Tensor, z: Tensor) -> Tensor:
+    """(y - z)^2, per pair (2601.08421, Eq. 9)."""
+    return (y - z).square()
+
+
+def loss_function(objective: str) -> Loss:
+    """The loss of an objective by its config name."""
+    return {
+        "dpo": preference_loss,
+        "pdfr": preference_loss,
+        "rebel": distillation_loss,
+        "rdrc": distillation_loss,
+    }[objective]
+
+
+def pair_losses(
+    objective: str,
+    logprobs: Tensor,
+    reference_logprobs: Tensor,
+    target: Tensor,
+    weight: Tensor,
+    gamma: float,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Weighted loss of each pair, and what to watch while it falls.
+
+    Args:
+        objective: ``dpo``, ``pdfr``, ``rebel`` or ``rdrc``.
+        logprobs: ln pi(a_i|x), with gradient; shape (pairs, 2), nats.
+        reference_logprobs: ln pi'(a_i|x); shape (pairs, 2), nats.
+        target: z; shape (pairs,). Hard or soft label, or difference of rewards.
+        weight: 1, or 0 for a tie or two identical completions; shape (pairs,).
+        gamma: KL regularization.
+
+    Returns:
+        Losses, shape (pairs,): their sum over a batch, divided by the number of pairs in it, is
+        the objective. Metrics, each of shape (pairs,): ``implicit_reward_difference`` (y) and
+        ``agreement`` (1 where y has the sign that the target asks for).
+    """
+    y = implicit_reward_difference(logprobs, reference_logprobs, gamma)
+    losses = weight * loss_function(objective)(y, target)
+    centre = 0.5 if objective in ("dpo", "pdfr") else 0.0
+    with torch.no_grad():
+        agreement = (y.sign() == (target - centre).sign()).float()
+    return losses, {"implicit_reward_difference": y.detach(), "agreement": agreement}

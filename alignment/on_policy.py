@@ -1,0 +1,298 @@
+"""On-policy preference learning, and its offline twin (2601.08421, Algorithms 1 and 3).
+
+    for k = 0, ..., K-1:
+        D_k     = pairs sampled from pi_k, scored by the reward model         (collect)
+        z       = targets of the objective                                    (pairs)
+        pi_k+1  = argmin over pi of sum over D_k of loss(y(pi), z)            (update)
+        measure pi_k+1 on held-out prompts                                    (evaluate)
+
+``alignment.on_policy`` collects every round. ``alignment.offline`` collects D_0 only and replays
+it, one epoch per "round", with the optimizer and the schedule restarted just the same, so that the
+two differ in their data and in nothing else.
+
+A run killed anywhere continues: finished shards are kept, an unfinished update restarts from its
+own last checkpoint or from pi_k, and every random draw is keyed by what it is for.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from alignment import data
+from alignment.collect import Collector, Prompts, rows_of_round
+from alignment.config import Offline, OnPolicy
+from alignment.diagnostics import data_diagnostics, update_diagnostics
+from alignment.evaluate import evaluate
+from alignment.models import load_policy, load_tokenizer, weights_sha256
+from alignment.pairs import Targets, make_targets, select_pairs
+from alignment.reward import RewardModel
+from alignment.update import minibatch_order, remove_update_checkpoints, update
+from rollout import files
+from rollout.randomness import Streams
+from rollout.run_dir import RunDir
+from rollout.store import RoundStore
+from rollout.types import Completions, Pairs
+
+POLICY_OF_ROUND = "round-{:05d}"
+
+
+def run(config: OnPolicy | Offline, run_dir: RunDir) -> dict[str, Any]:
+    """Run or continue the experiment; returns what goes into ``summary.json``."""
+    loop = _Loop(config, run_dir)
+    for k in range(loop.first_round, config.rounds + 1):
+        loop.measure(k)  # pi_k on held-out prompts
+        if k < config.rounds:
+            completions = loop.collect(k)  # D_k
+            pairs = select_pairs(completions, config.selection)
+            targets = make_targets(pairs, config.objective, config.gamma(k), loop.scale[1])
+            loop.update(k, completions, pairs, targets)  # pi_k -> pi_{k+1}
+            loop.save(k + 1)
+    return loop.summary()
+
+
+class _Loop:
+    """The state of a run: the policy, and what every round needs beside it."""
+
+    def __init__(self, config: OnPolicy | Offline, run_dir: RunDir) -> None:
+        self.config, self.run_dir = config, run_dir
+        self.offline = isinstance(config, Offline)
+        self.streams = Streams(config.seed)
+        self.device = PartialState().device
+        self.tokenizer = load_tokenizer(config.policy, "policy")
+        self.train_prompts = load_prompts(config, config.data.split, self.tokenizer)
+        self.held_out = load_prompts(config, config.evaluation.split, self.tokenizer)
+        self.sizes = self._round_sizes()
+        self.initial = self._load(config.policy)
+        self.reward = RewardModel(
+            config.reward,
+            self.tokenizer,
+            config.attention,
+            self.device,
+            bool(config.train.get("bf16", False)),
+        )
+        self.collector = Collector(
+            config, self.initial, self.reward, self.tokenizer, self.streams, run_dir
+        )
+        self.rounds = RoundStore(run_dir.rounds)
+        self.evaluations = RoundStore(run_dir.path / "evaluations")
+        self.first_round = self._last_saved()
+        self.policy = self._policy_of(self.first_round)
+        remove_update_checkpoints(run_dir, through=self.first_round)
+        self.resumed = bool(run_dir.metrics())
+        run_dir.cut_metrics(lambda r: r["round"] <= self.first_round or "step" in r)
+
+    # -- the four steps ----------------------------------------------------------------------
+
+    def measure(self, k: int) -> None:
+        """Evaluate pi_k, unless that was done before the run was interrupted."""
+        if k in self._measured():
+            return
+        completions = self._held_out_samples(k)
+        result = evaluate(
+            completions,
+            self._held_out_samples(0),
+            [self.held_out.references[row] for row in completions.prompt_index],
+            self.tokenizer,
+            self.scale,
+            self.config.evaluation.bootstrap,
+            self.streams.data("bootstrap", k),
+        )
+        self.run_dir.log(round=k, **result)
+        self._tell(k, result, completions)
+
+    def collect(self, k: int) -> Completions:
+        """D_k: sampled from pi_k on-policy; offline always D_0, perhaps another run's."""
+        self._started = time.monotonic()
+        if self.offline and self.config.replay:
+            store = RoundStore(Path(self.config.replay) / "rounds")
+            completions = store.read(self.config.replay_round).data
+        else:
+            source = 0 if self.offline else k
+            rows = rows_of_round(len(self.train_prompts), self.sizes, source, self.streams)
+            completions = self.collector.collect(
+                self.policy, self.train_prompts, rows, self.rounds, source, "collect"
+            )
+        assert isinstance(completions, Completions)
+        return completions
+
+    def update(self, k: int, completions: Completions, pairs: Pairs, targets: Targets) -> None:
+        """Train the policy on D_k, and log what the round did to it."""
+        config, collected = self.config, time.monotonic()
+        order = minibatch_order(
+            len(pairs),
+            config.batch_size,
+            1 if isinstance(config, Offline) else config.epochs,
+            lambda epoch: self.streams.data("minibatches", k, epoch),
+        )
+        steps = update(
+            self.policy,
+            self.tokenizer,
+            pairs,
+            targets,
+            order,
+            config,
+            self.run_dir,
+            round=k + 1,
+            first_step=sum(r.get("optimizer_steps", 0) for r in self.run_dir.metrics()),
+            check_first_step=not self.offline or k == 0,
+        )
+        updated = time.monotonic()
+        both = list(pairs.prompt_ids) * 2, [*pairs.first_ids, *pairs.second_ids]
+        logprobs = self.collector.score(self.policy, *both).reshape(2, -1).T
+        soft = config.objective.name in ("dpo", "pdfr")
+        of_data = data_diagnostics(completions, pairs)
+        of_update = update_diagnostics(pairs, targets, logprobs, soft)
+        self.run_dir.log(
+            round=k + 1,
+            optimizer_steps=steps,
+            gamma=targets.gamma,
+            pairs=len(order),
+            completions_sampled=0 if self.offline and k else completions.rewards.size,
+            collect_seconds=collected - self._started,
+            update_seconds=updated - collected,
+            resumed=self.resumed,
+            **{f"data/{name}": value for name, value in of_data.items()},
+            **{f"update/{name}": value for name, value in of_update.items()},
+        )
+        self.resumed = False
+
+    def save(self, k: int) -> None:
+        """Save pi_k; the round is then behind us."""
+        if self.run_dir.is_main:
+            with self.run_dir.checkpoint(POLICY_OF_ROUND.format(k)) as folder:
+                self.policy.save_pretrained(folder)
+                self.tokenizer.save_pretrained(folder)
+            remove_update_checkpoints(self.run_dir, through=k)
+        PartialState().wait_for_everyone()
+
+    def summary(self) -> dict[str, Any]:
+        """The fields of ``summary.json`` that belong to this experiment."""
+        measured = self._measured()
+        if self.run_dir.is_main:
+            files.link(
+                self.run_dir.checkpoints / "final", POLICY_OF_ROUND.format(self.config.rounds)
+            )
+        return {
+            "objective": self.config.objective.name,
+            "rounds": [measured[k] for k in range(self.config.rounds + 1)],
+            "weights_sha256": weights_sha256(self.policy.state_dict()),
+            "throughput": throughput(self.run_dir.metrics()),
+        }
+
+    # -- what they need ------------------------------------------------------------------------
+
+    @functools.cached_property
+    def scale(self) -> tuple[float, float]:
+        """Mean and deviation of pi_0's rewards on held-out prompts; (0, 1) if not standardized."""
+        if not self.config.reward.standardize:
+            return 0.0, 1.0
+        rewards = self._held_out_samples(0).rewards
+        mean, deviation = float(rewards.mean()), float(rewards.std())
+        if deviation == 0:
+            raise ValueError(
+                f"reward.standardize=true, but {self.config.reward.model} gives all of the initial "
+                f"policy's samples the reward {mean:g}; train the reward model, or choose another"
+            )
+        return mean, deviation
+
+    def _held_out_samples(self, k: int) -> Completions:
+        # The same prompts for every seed, so that seeds can be compared.
+        order = Streams(0).internal("held out").permutation(len(self.held_out))
+        rows = order[: self.config.evaluation.prompts]
+        return self.collector.collect(
+            self.policy, self.held_out, rows, self.evaluations, k, "evaluate"
+        )
+
+    def _measured(self) -> dict[int, dict[str, Any]]:
+        return {
+            record["round"]: {name: record[name] for name in record if name != "seconds"}
+            for record in self.run_dir.metrics()
+            if "reward_mean" in record
+        }
+
+    def _round_sizes(self) -> list[int]:
+        available = len(self.train_prompts)
+        sizes = [self.config.prompts_in_round(k) or available for k in range(self.config.rounds)]
+        if max(sizes) > available:
+            raise ValueError(
+                f"prompts_per_round={max(sizes)} exceeds the {available} prompts of "
+                f"data.name={self.config.data.name!r}; lower it, or use more data"
+            )
+        return sizes
+
+    def _last_saved(self) -> int:
+        names = [path.name for path in self.run_dir.checkpoints.glob("round-*")]
+        return max((int(name.split("-")[1]) for name in names), default=0)
+
+    def _policy_of(self, k: int) -> PreTrainedModel:
+        if k == 0:
+            return copy.deepcopy(self.initial)
+        self.run_dir.say(f"continuing after round {k}")
+        return self._load(str(self.run_dir.checkpoints / POLICY_OF_ROUND.format(k)))
+
+    def _load(self, name: str) -> PreTrainedModel:
+        model = load_policy(name, "policy", attention=self.config.attention).to(self.device)
+        # With dropout, ln pi in training would not be the stored ln pi_k at the first step.
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+            if hasattr(module, "attention_dropout") and not isinstance(
+                module.attention_dropout, torch.nn.Module
+            ):
+                module.attention_dropout = 0.0
+        return model.eval()
+
+    def _tell(self, k: int, result: dict[str, Any], completions: Completions) -> None:
+        self.run_dir.say(
+            f"round {k}: reward {result['reward_mean']:+.3f}, win rate "
+            f"{result['win_rate_vs_initial']:.0%}, ROUGE-L {result['rouge_l']:.3f}, "
+            f"KL {result['kl_to_initial']:.2f}"
+        )
+        prompt = self.tokenizer.decode(completions.prompt_ids[0], skip_special_tokens=True)
+        answer = self.tokenizer.decode(completions.completion_ids[0][0], skip_special_tokens=True)
+        self.run_dir.say(f"    ...{prompt[-60:]!r} -> {answer!r}")
+
+
+def load_prompts(
+    config: OnPolicy | Offline, split: str, tokenizer: PreTrainedTokenizerBase
+) -> Prompts:
+    """Read a split and encode its prompts.
+
+    Raises:
+        ValueError: a prompt is empty, or too long and `on_long_prompt` is "error".
+    """
+    rows = data.load_prompts(config.data, split, tokenizer)
+    ids = data.tokenize_prompts(
+        rows["prompt"], tokenizer, config.sampling.max_prompt_tokens, config.on_long_prompt
+    )
+    kept = [row for row, prompt in enumerate(ids) if prompt]  # dropped ones came back empty
+    conversations = rows["messages"] if "messages" in rows.column_names else [None] * len(rows)
+    return Prompts(
+        ids=[np.asarray(ids[row], dtype=np.int32) for row in kept],
+        references=[rows["reference"][row] for row in kept],
+        conversations=[conversations[row] for row in kept],
+    )
+
+
+def throughput(metrics: list[dict[str, Any]]) -> dict[str, float | None]:
+    """Completions per second of collecting, pairs per second of collecting and updating.
+
+    Rounds that an interruption cut in two are left out, evaluation is not counted.
+    """
+    rounds = [r for r in metrics if "update_seconds" in r and not r["resumed"]]
+    collecting = sum(r["collect_seconds"] for r in rounds if r["completions_sampled"])
+    working = sum(r["collect_seconds"] + r["update_seconds"] for r in rounds)
+    sampled = sum(r["completions_sampled"] for r in rounds)
+    return {
+        "completions_per_second": sampled / collecting if collecting else None,
+        "pairs_per_second": sum(r["pairs"] for r in rounds) / working if working else None,
+    }
