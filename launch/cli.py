@@ -38,7 +38,7 @@ StoreArgument = Annotated[Path, typer.Argument(metavar="DIR", help="A run, or it
 
 def _finish(work: Callable[[], object]) -> None:
     """Do `work` and leave with the exit status that says how it ended."""
-    from launch.run import exit_status
+    from launch.ending import exit_status
 
     status = exit_status(work)
     if status:

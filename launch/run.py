@@ -7,14 +7,11 @@ accelerate launch --config_file launch/accelerate/cpu.yaml -m launch.run CONFIG 
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
-import signal
 import sys
-import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +28,10 @@ from launch.config import (
     read,
     to_yaml,
 )
+from launch.ending import is_bad_input
 from launch.provenance import provenance
 from rollout.files import write_json, write_text
 from rollout.run_dir import RunDir
-
-DONE, FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 
 def execute(
@@ -91,6 +87,7 @@ def default_out(config: Path) -> Path:
 
 # -- the directory -------------------------------------------------------------------------------
 
+_OURS = {".lock", "config.yaml", "provenance.json"}
 _STATES = {
     "new": "is free",
     "unfinished": "holds an unfinished run of this config, which would continue",
@@ -163,7 +160,10 @@ def _prepare(path: Path, settings: ExperimentSettings, threads: int, world: int)
                 f"Continue with {first['world_size']}, or start anew with --out"
             )
         if first["threads"] != threads:
-            _say(f"computing with {first['threads']} threads, as at the start: others change bits")
+            _say(
+                f"threads: {first['threads']}, as at the start, not {threads}: another number "
+                "adds in another order"
+            )
         for key in ("code_revision", "packages"):
             if first[key] != record[key]:
                 _say(f"warning: {key} is not what {path} was started with; bits may differ")
@@ -220,57 +220,17 @@ def _work(
     )
     verb = "continuing" if plan["state"] == "unfinished" else "starting"
     run_dir.say(f"{verb} {settings.experiment} in {path}")
-    summary = EXPERIMENTS[settings.experiment].run_function()(settings, run_dir)
+    try:
+        summary = EXPERIMENTS[settings.experiment].run_function()(settings, run_dir)
+    except ValueError as error:
+        # A config that is refused before any work is done does not keep the directory, so that
+        # the corrected one may have it.
+        if rank == 0 and is_bad_input(error) and set(os.listdir(path)) <= _OURS:
+            (path / "config.yaml").unlink()
+            (path / "provenance.json").unlink()
+        raise
     run_dir.finish(**summary)
     run_dir.say(f"finished {settings.experiment}: {path / 'summary.json'}")
-
-
-# -- how it ends ---------------------------------------------------------------------------------
-
-
-class _Terminated(BaseException):
-    """SIGTERM: end as on Ctrl-C, with what is on disk left resumable."""
-
-
-def _on_sigterm(*_: object) -> None:
-    raise _Terminated
-
-
-def exit_status(work: Callable[[], object]) -> int:
-    """Do `work`; 0 done, 1 failed, 2 bad input, 130 interrupted, 143 terminated.
-
-    A ValueError that our own code raises is about the user's input (the style rule says so) and
-    becomes one message; anything else that goes wrong keeps its traceback.
-    """
-    before = signal.signal(signal.SIGTERM, _on_sigterm)
-    try:
-        work()
-    except (KeyboardInterrupt, _Terminated) as stop:
-        _say("interrupted; `reprise resume DIR` continues the run")
-        return TERMINATED if isinstance(stop, _Terminated) else INTERRUPTED
-    except Exception as error:
-        if isinstance(error, ValueError) and _raised_by_us(error):
-            if os.environ.get("RANK", "0") == "0" or not isinstance(error, ConfigError):
-                _say(f"error: {error}")
-            return BAD_INPUT
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            _say(f"error: {error.strerror or error}")
-            return FAILED
-        traceback.print_exc()
-        return FAILED
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    return DONE
-
-
-def _raised_by_us(error: BaseException) -> bool:
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    packages = Path(__file__).resolve().parents[1]
-    ours = [packages / name for name in ("rollout", "alignment", "rl", "distill", "launch")]
-    file = Path(frame.tb_frame.f_code.co_filename).resolve() if frame else Path()
-    return any(file.is_relative_to(folder) for folder in ours)
 
 
 def _say(text: str) -> None:
