@@ -136,6 +136,9 @@ class RewardTraining(_Supervised):
     model: str = Field(
         description="run, folder or Hub name of the language model whose body it starts from"
     )
+    pairs_per_prompt: int = Field(
+        1, ge=1, description="pairs made for each prompt when the data has no rejected answers"
+    )
     corruptions: Corruptions = Field(
         Corruptions(), description="used when the data has references and no rejected answers"
     )
@@ -195,6 +198,15 @@ class Reward(Settings):
     batch_size: int = Field(64, ge=1, description="sequences scored side by side")
     standardize: bool = Field(
         False, description="shift and scale so that pi_0's held-out samples have mean 0, deviation 1"
+    )
+    output: Literal["logits", "score"] = Field(
+        "logits", description="where the reward is: `logits[:, 0]`, or `score` (ArmoRM)"
+    )
+    trust_remote_code: bool = Field(
+        False, description="run the code in the model's repository; needs `revision`"
+    )
+    revision: str | None = Field(
+        None, pattern="^[0-9a-f]{40}$", description="the commit of the model's repository"
     )
     missing_eos_penalty: float | None = Field(
         None, ge=0, description="subtracted from the raw reward of a completion without EOS"
@@ -285,5 +297,6 @@ class Offline(_Alignment):
 
     experiment: Literal["alignment.offline"]
     replay: str | None = Field(
-        None, description="run whose stored round 0 is replayed instead of sampling one"
+        None, description="run whose stored data is replayed; null samples D_0 from pi_0"
     )
+    replay_round: int = Field(0, ge=0, description="which of its rounds; pi_0 must have drawn it")
