@@ -3,7 +3,8 @@
 Loading is strict everywhere. transformers saves GPT-NeoX with `embed_out.weight` while the live
 module calls it `lm_head.weight`, and `Trainer` resumes with `strict=False`: a resumed Pythia would
 silently keep the head it started with. Here a missing or unexpected weight is an error. Only
-safetensors are read, and no code that comes with a model is ever run.
+safetensors are read. Code that comes with a model is run only for a reward model, on an explicit
+opt-in, pinned to a commit.
 """
 
 from __future__ import annotations
@@ -32,6 +33,15 @@ from rollout import files
 
 MARKER = "complete.json"  # the last file written into a Trainer checkpoint; torn ones lack it
 PAD, EOS = "<pad>", "<eos>"
+# Pythia pads with <|padding|>; Llama 3 has no padding token, and reserved ones to take its place.
+KNOWN_PADS = (
+    "<pad>",
+    "<|padding|>",
+    "[PAD]",
+    "<|pad|>",
+    "<|finetune_right_pad_id|>",
+    "<|reserved_special_token_0|>",
+)
 
 logging.disable_progress_bar()  # loading bars would break up the progress of the run itself
 
@@ -105,7 +115,7 @@ def load_tokenizer(name: str, key: str = "model") -> PreTrainedTokenizerBase:
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
         candidates = [
             token
-            for token in ("<pad>", "<|padding|>", "[PAD]", "<|pad|>", tokenizer.unk_token)
+            for token in (*KNOWN_PADS, tokenizer.unk_token)
             if token is not None and token != tokenizer.eos_token and token in tokenizer.get_vocab()
         ]
         if not candidates:
@@ -125,26 +135,50 @@ def load_policy(
 
 
 def load_reward_model(
-    name: str, key: str = "reward_model", dtype: str = "float32", attention: str | None = None
+    name: str,
+    key: str = "reward_model",
+    dtype: str = "float32",
+    attention: str | None = None,
+    *,
+    one_logit: bool = True,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
 ) -> PreTrainedModel:
     """A sequence classifier with one output, the reward r(x, y) at the last real token.
 
+    Args:
+        name: run, folder or Hub name.
+        key: the config key that holds `name`, for messages.
+        dtype: of the weights.
+        attention: attention implementation.
+        one_logit: require exactly one output; False for models with a `score` of their own.
+        trust_remote_code: run the code in the model's repository.
+        revision: the commit of the repository.
+
     Raises:
-        ValueError: more than one output, weights missing or left over, or no such model.
+        ValueError: more than one output, weights missing or left over, no such model, or code to
+            be run from a Hub repository that is not pinned to a commit.
     """
     folder = resolve_model(name, key)
-    outputs = AutoConfig.from_pretrained(folder).num_labels
-    if outputs != 1:
+    if trust_remote_code and revision is None and not Path(folder).is_dir():
+        raise ValueError(
+            f"{key}={name!r} with trust_remote_code=true runs code from the Hub, but no revision "
+            "pins it: read that code, then set `revision` to its commit (40 hexadecimal digits)"
+        )
+    remote = {"trust_remote_code": trust_remote_code, "revision": revision}
+    outputs = AutoConfig.from_pretrained(folder, **remote).num_labels
+    if one_logit and outputs != 1:
         raise ValueError(
             f"{key}={name!r} has {outputs} outputs; a reward model has one (num_labels=1). Train "
             "one with `experiment: alignment.reward_training`, or choose another model"
         )
-    model = _load_strictly(AutoModelForSequenceClassification, name, key, dtype, attention)
+    auto = AutoModelForSequenceClassification
+    model = _load_strictly(auto, name, key, dtype, attention, **remote)
     return model.eval()
 
 
 def _load_strictly(
-    auto: Any, name: str, key: str, dtype: str, attention: str | None
+    auto: Any, name: str, key: str, dtype: str, attention: str | None, **remote: Any
 ) -> PreTrainedModel:
     folder = resolve_model(name, key)
     model, info = auto.from_pretrained(
@@ -152,8 +186,8 @@ def _load_strictly(
         dtype=getattr(torch, dtype) if dtype != "auto" else "auto",
         attn_implementation=attention,
         use_safetensors=True,
-        trust_remote_code=False,
         output_loading_info=True,
+        **{"trust_remote_code": False, **remote},
     )
     _refuse_mismatch(info, f"{key}={name!r}")
     return model

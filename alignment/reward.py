@@ -44,7 +44,14 @@ class RewardModel:
         self.autocast = autocast
         self.policy_tokenizer = policy_tokenizer
         self.tokenizer = load_tokenizer(config.model, "reward.model")
-        self.model = load_reward_model(config.model, "reward.model", attention=attention)
+        self.model = load_reward_model(
+            config.model,
+            "reward.model",
+            attention=attention,
+            one_logit=config.output == "logits",
+            trust_remote_code=config.trust_remote_code,
+            revision=config.revision,
+        )
         self.model.config.pad_token_id = self.tokenizer.pad_token_id
         self.model.to(device).eval()
         self.shares_vocabulary = self.tokenizer.get_vocab() == policy_tokenizer.get_vocab()
@@ -110,4 +117,5 @@ class RewardModel:
                 input_ids=torch.from_numpy(input_ids).to(self.device),
                 attention_mask=torch.from_numpy(mask).to(self.device),
             )
-        return output.logits[:, 0].float().cpu().numpy()
+        reward = output.logits[:, 0] if self.config.output == "logits" else output.score.reshape(-1)
+        return reward.float().cpu().numpy()
