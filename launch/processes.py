@@ -37,9 +37,13 @@ def join(world: int) -> None:
     Raises:
         ConfigError: fewer came than were asked for.
     """
+    import torch
     from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
 
-    state = PartialState()
+    # Without `cpu`, Accelerate looks for an accelerator, finds none, and runs as one process.
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    state = PartialState(cpu=cpu)
     if state.num_processes != world:
         raise ConfigError(
             f"{world} processes were asked for (WORLD_SIZE), but Accelerate runs "

@@ -189,6 +189,7 @@ def _run(settings: ExperimentSettings, path: Path) -> None:
         plan: dict[str, Any] = {}
         if rank == 0:
             try:
+                state_of(path, settings)  # before the lock, which already writes
                 held.enter_context(_locked(path))
                 plan = _prepare(path, settings, threads, world)
             except ConfigError as error:
