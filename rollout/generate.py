@@ -54,6 +54,7 @@ def generate(
     round_index: int,
     eos_ids: int | Sequence[int],
     prompt_index: Sequence[int] | np.ndarray | None = None,
+    stream: str = "tokens",
     on_batch: Callable[[int], None] | None = None,
 ) -> Generated:
     """Sample `sampling.samples_per_prompt` completions of each prompt.
@@ -67,6 +68,7 @@ def generate(
         round_index: keys the streams, so that each round draws anew.
         eos_ids: token or tokens that end a completion.
         prompt_index: keys each prompt's stream; its row here unless given.
+        stream: name of the data streams, so that training and evaluation draw apart.
         on_batch: called with the number of completions a batch has finished.
 
     Raises:
@@ -85,8 +87,8 @@ def generate(
         for rows, samples in _batches([len(prompt) for prompt in prompts], sampling):
             uniforms = np.empty((len(rows), len(samples), sampling.max_new_tokens))
             for place, row in enumerate(rows):
-                stream = streams.data("tokens", round_index, keys[row])
-                uniforms[place] = stream.random((n, sampling.max_new_tokens))[samples]
+                draws = streams.data(stream, round_index, keys[row])
+                uniforms[place] = draws.random((n, sampling.max_new_tokens))[samples]
             tokens, ended = _decode(
                 model,
                 [prompts[row] for row in rows],
@@ -94,12 +96,11 @@ def generate(
                 sampling,
                 eos,
             )
-            lengths = torch.where(ended < 0, tokens.shape[1], ended + 1).tolist()
-            ids = tokens.to("cpu", torch.int32).numpy()
             flat = [(row, sample) for row in rows for sample in samples]
-            for place, (row, sample) in enumerate(flat):
-                completions[row][sample] = ids[place, : lengths[place]].copy()
-                terminated[row, sample] = bool(ended[place] >= 0)
+            ids = tokens.to("cpu", torch.int32).numpy()
+            for (row, sample), drawn, last in zip(flat, ids, ended.tolist(), strict=True):
+                completions[row][sample] = drawn[: last + 1 if last >= 0 else None].copy()
+                terminated[row, sample] = last >= 0
             if on_batch is not None:
                 on_batch(len(flat))
     return Generated(completions, terminated)
@@ -124,8 +125,8 @@ def sampling_model(model: nn.Module, dtype: str) -> Iterator[nn.Module]:
     Casting every weight once is cheaper, and on CPUs with bfloat16 units far faster, than
     autocast. The copy is gone after the block.
     """
-    wanted = next(model.parameters()).dtype if dtype == "auto" else getattr(torch, dtype)
-    if all(parameter.dtype == wanted for parameter in model.parameters()):
+    wanted = None if dtype == "auto" else getattr(torch, dtype)
+    if wanted is None or all(parameter.dtype == wanted for parameter in model.parameters()):
         yield model
     else:
         # Not .to(dtype) on the model: rotary frequencies and other buffers keep their precision.
@@ -142,6 +143,8 @@ class BlockCacheLayer(DynamicLayer):
     writes a token's keys and values where they stay.
     """
 
+    keys: Tensor
+    values: Tensor
     _store: tuple[Tensor, Tensor] | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):
@@ -226,14 +229,13 @@ def _decode(
     for step in range(steps):
         drawn = sample_tokens(logits, uniforms[batch, step], sampling)
         tokens[batch, step] = drawn
-        ended[batch] = torch.where(
-            (ended[batch] < 0) & torch.isin(drawn, eos), step, ended[batch]
-        )
+        ended[batch] = torch.where((ended[batch] < 0) & torch.isin(drawn, eos), step, ended[batch])
         alive = (ended[batch] < 0).nonzero()[:, 0]
         if len(alive) == 0 or step == steps - 1:
             return tokens[:, : step + 1], ended
         if len(alive) <= KEEP_WHILE_ALIVE * len(batch):
-            batch, drawn, mask, positions = batch[alive], drawn[alive], mask[alive], positions[alive]
+            batch, drawn = batch[alive], drawn[alive]
+            mask, positions = mask[alive], positions[alive]
             cache.reorder_cache(alive)
         logits = _forward(
             model,
@@ -274,13 +276,16 @@ def _forward(
     model: nn.Module, cache: Cache, ids: Tensor, mask: Tensor, positions: Tensor
 ) -> Tensor:
     """Logits of the last position [B, V]; the cache grows by the tokens given."""
+    # By its index, not as the number 1: the slice that gives is not contiguous, and a linear
+    # layer then copies its weight once a row.
+    last = torch.tensor([ids.shape[1] - 1], device=ids.device)
     output = model(
         input_ids=ids,
         attention_mask=mask,
         position_ids=positions,
         past_key_values=cache,
         use_cache=True,
-        logits_to_keep=1,
+        logits_to_keep=last,
     )
     return output.logits[:, -1]
 
