@@ -271,13 +271,12 @@ def load_prompts(
         ValueError: a prompt is empty, or too long and `on_long_prompt` is "error".
     """
     rows = data.load_prompts(config.data, split, tokenizer)
-    ids = data.tokenize_prompts(
+    ids, kept = data.tokenize_prompts(
         rows["prompt"], tokenizer, config.sampling.max_prompt_tokens, config.on_long_prompt
     )
-    kept = [row for row, prompt in enumerate(ids) if prompt]  # dropped ones came back empty
     conversations = rows["messages"] if "messages" in rows.column_names else [None] * len(rows)
     return Prompts(
-        ids=[np.asarray(ids[row], dtype=np.int32) for row in kept],
+        ids=[np.asarray(prompt, dtype=np.int32) for prompt in ids],
         references=[rows["reference"][row] for row in kept],
         conversations=[conversations[row] for row in kept],
     )
