@@ -187,6 +187,31 @@ def store_show(
     _finish(work)
 
 
+@store_app.command("export")
+def store_export(
+    directory: StoreArgument,
+    destination: Annotated[
+        Path, typer.Argument(metavar="OUT", help="A new FILE.jsonl, or a folder for `datasets`.")
+    ],
+    rounds: Annotated[
+        list[int] | None, typer.Option("--round", help="Only this round; may be given again.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Run, model folder or Hub name [default: the run's policy]")
+    ] = None,
+) -> None:
+    """Write stored completions as a preference data set: best against worst of each prompt."""
+
+    def work() -> None:
+        from launch.store_view import export
+
+        counts = export(directory, destination, rounds, tokenizer)
+        told = ", ".join(f"{count} {name}" for name, count in counts.items())
+        sys.stderr.write(f"{destination}: {told}\n")
+
+    _finish(work)
+
+
 @app.command("doctor")
 def doctor_command(form: FormatOption = Format.text) -> None:
     """Say what this machine can run; exit status 1 if not even the quickstart."""

@@ -29,7 +29,10 @@ PACKAGES = (
     "d3rlpy",
     "minari",
 )
-_SECRET = re.compile(r"(token|secret|password|passwd|api[-_]?key|credential)", re.IGNORECASE)
+# The last word of a key: `hub_token` is one, `max_new_tokens` is not.
+_SECRET = re.compile(
+    r"(?:^|[._-])(?:token|secret|password|passwd|api[-_]?key|credentials?)$", re.IGNORECASE
+)
 
 
 def code_revision() -> tuple[str, bool]:

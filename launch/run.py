@@ -60,6 +60,8 @@ def execute(
         sys.stdout.write(to_yaml(settings))
         _say(f"{config} is valid; {path} {_STATES[state_of(path, settings)]}")
         return path
+    if state_of(path, settings) != "finished":
+        _make_needs(settings)
     _run(settings, path)
     return path
 
@@ -75,6 +77,23 @@ def resume(path: str | os.PathLike[str]) -> Path:
         raise ConfigError(f"{path} holds no run: there is no {path / 'config.yaml'}")
     _run(load(path / "config.yaml"), path)
     return path
+
+
+def _make_needs(settings: ExperimentSettings) -> None:
+    """Finish the runs that this one builds on, in their default directories.
+
+    Raises:
+        ConfigError: one is unfinished and several processes were started: which of them should
+            make it, and with how many, is not ours to guess.
+    """
+    for name in settings.needs:
+        needed, path = load(name), default_out(find(name))
+        if state_of(path, needed) == "finished":
+            continue
+        if processes.asked_for()[1] > 1:
+            raise ConfigError(f"needs: {name} is not finished; first `reprise run {name}`")
+        _make_needs(needed)
+        _run(needed, path)
 
 
 def default_out(config: Path) -> Path:

@@ -83,6 +83,33 @@ def _of_completions(data: Completions, samples: int, tokenizer: Any) -> dict[str
     }
 
 
+def export(
+    path: Path, destination: Path, wanted: list[int] | None, tokenizer: str | None
+) -> dict[str, int]:
+    """Write rounds of completions as a preference data set; see `rollout.export`.
+
+    Raises:
+        ConfigError: no such round, one without completions, or no tokenizer is known.
+    """
+    store = open_store(path)
+    absent = sorted(set(wanted or []) - set(store.rounds()))
+    if absent:
+        raise ConfigError(f"--round {absent}: not finished here; there are {store.rounds()}")
+    name = tokenizer or _policy_name(path)
+    if name is None:
+        raise ConfigError(f"{path} does not say which model wrote it; give --tokenizer")
+    rounds = []
+    for index in wanted or store.rounds():
+        data = store.read(index).data
+        if not isinstance(data, Completions):
+            raise ConfigError(f"round {index} holds transitions; only completions can be exported")
+        rounds.append(data)
+    from alignment.models import load_tokenizer
+    from rollout.export import export_preferences
+
+    return export_preferences(rounds, load_tokenizer(name, "--tokenizer"), destination)
+
+
 def find_tokenizer(path: Path, given: str | None) -> Path | None:
     """The ``tokenizer.json`` to read samples with: the one given, else the run's own policy's.
 
@@ -94,10 +121,17 @@ def find_tokenizer(path: Path, given: str | None) -> Path | None:
         if file is None:
             raise ConfigError(f"--tokenizer {given}: no tokenizer.json there or in its checkpoints")
         return file
-    if not (path / "config.yaml").is_file():
-        return None
-    policy = read(path / "config.yaml").get("policy")
-    return _tokenizer_file(Path(policy)) if isinstance(policy, str) else None
+    policy = _policy_name(path)
+    return None if policy is None else _tokenizer_file(Path(policy))
+
+
+def _policy_name(path: Path) -> str | None:
+    """The initial policy that the run in `path`, or the run whose rounds/ it is, started from."""
+    for folder in (path, path.parent):
+        if (folder / "config.yaml").is_file():
+            policy = read(folder / "config.yaml").get("policy")
+            return policy if isinstance(policy, str) else None
+    return None
 
 
 def _tokenizer_file(folder: Path) -> Path | None:
