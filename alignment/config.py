@@ -14,9 +14,29 @@ from rollout.settings import Sampling, Settings
 
 PositiveFloat = Annotated[float, Field(gt=0)]
 PerRound = PositiveFloat | list[PositiveFloat]
+GAMMA = "gamma, the KL regularization: one value, or one for each round"
+
+
+class Experiment(Settings):
+    """What every experiment of this family has."""
+
+    seed: int = Field(0, ge=0, description="seed of every random stream")
+    needs: list[str] = Field(
+        default_factory=list, description="configs whose runs this one uses; made first if missing"
+    )
 
 
 # -- text ----------------------------------------------------------------------------------------
+
+
+class Docstrings(Settings):
+    """Which docstrings, and how much of them a prompt shows (`data.name: docstrings`)."""
+
+    body_words: int = Field(24, ge=0, le=24, description="words of the docstring's body shown")
+    summary_words: int = Field(16, ge=3, le=16, description="longest summary kept, in words")
+    overlap: float = Field(
+        0.0, ge=0, le=1, description="keep summaries with this share of the name's words, or more"
+    )
 
 
 class Data(Settings):
@@ -34,6 +54,7 @@ class Data(Settings):
     reference_column: str | None = Field(
         None, description="where the answer is; null: the first of reference, completion, chosen"
     )
+    docstrings: Docstrings = Field(Docstrings(), description="choices for name 'docstrings'")
 
 
 # -- supervised training and reward training -----------------------------------------------------
@@ -65,8 +86,7 @@ class FromScratch(Settings):
         return self
 
 
-class _Supervised(Settings):
-    seed: int = Field(0, ge=0, description="seed of every random stream")
+class _Supervised(Experiment):
     data: Data
     heldout_split: str = Field("test", description="split, or slice of one, to measure on")
     heldout: int = Field(256, ge=2, description="held-out examples measured")
@@ -151,7 +171,7 @@ class DPO(Settings):
     """-ln sigmoid(y) on a winner (2601.08421, Algorithm 1)."""
 
     name: Literal["dpo"]
-    gamma: PerRound = Field(description="gamma, the KL regularization; a list gives each round its own")
+    gamma: PerRound = Field(description=GAMMA)
     reference: Literal["initial", "previous"] = Field(description="pi_0 or pi_k in y")
     labels: Literal["ranked", "sampled"] = Field(
         description="winner = higher reward, or drawn from the Bradley-Terry model of the rewards"
@@ -163,7 +183,7 @@ class PDFR(Settings):
     """Cross-entropy of sigmoid(y) against sigmoid(beta (r1 - r2)), Eq. 10 regularized by pi_0."""
 
     name: Literal["pdfr"]
-    gamma: PerRound = Field(description="gamma, the KL regularization; a list gives each round its own")
+    gamma: PerRound = Field(description=GAMMA)
     reference: Literal["initial"] = Field(description="fixed regularization: pi_0")
     beta: float = Field(gt=0, description="beta, sharpness of the soft labels")
 
@@ -172,7 +192,7 @@ class REBEL(Settings):
     """(y - (r1 - r2))^2, Eq. 9."""
 
     name: Literal["rebel"]
-    gamma: PerRound = Field(description="gamma, the KL regularization; a list gives each round its own")
+    gamma: PerRound = Field(description=GAMMA)
     reference: Literal["initial", "previous"] = Field(description="pi_0 or pi_k in y; REBEL: pi_k")
 
 
@@ -180,7 +200,7 @@ class RDRC(Settings):
     """(y - z)^2, z calibrated by gamma_c ln pi_k/pi_0 (Algorithm 3, reward-calibration)."""
 
     name: Literal["rdrc"]
-    gamma: PerRound = Field(description="gamma, the KL regularization; a list gives each round its own")
+    gamma: PerRound = Field(description=GAMMA)
     reference: Literal["previous"] = Field(description="reward calibration: pi_k")
     gamma_c: float = Field(ge=0, description="gamma_c, the calibration level; 0 is REBEL")
 
@@ -197,7 +217,7 @@ class Reward(Settings):
     model: str = Field(description="a sequence classifier with one output: run, folder or Hub name")
     batch_size: int = Field(64, ge=1, description="sequences scored side by side")
     standardize: bool = Field(
-        False, description="shift and scale so that pi_0's held-out samples have mean 0, deviation 1"
+        False, description="give the held-out samples of pi_0 mean 0 and deviation 1"
     )
     output: Literal["logits", "score"] = Field(
         "logits", description="where the reward is: `logits[:, 0]`, or `score` (ArmoRM)"
@@ -221,8 +241,7 @@ class Evaluation(Settings):
     bootstrap: int = Field(1000, ge=100, description="resamples behind each 95% interval")
 
 
-class _Alignment(Settings):
-    seed: int = Field(0, ge=0, description="seed of every random stream")
+class _Alignment(Experiment):
     policy: str = Field(description="pi_0: run directory, model folder or Hub name")
     attention: Literal["sdpa", "eager", "flash_attention_2"] = Field(
         "sdpa", description="attention implementation of policy and reward model"
@@ -242,7 +261,7 @@ class _Alignment(Settings):
         None, description="n_k: one size, one per round, or null for all prompts"
     )
     batch_size: int = Field(ge=1, description="pairs per optimizer step, over all processes")
-    shard_size: int = Field(256, ge=1, description="prompts per stored shard, the unit of resumption")
+    shard_size: int = Field(256, ge=1, description="prompts per stored shard: what a kill can cost")
     first_step_tolerance: float = Field(
         1e-2, gt=0, description="largest |ln pi/pi_k| in nats accepted when a round starts training"
     )

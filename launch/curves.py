@@ -1,0 +1,122 @@
+"""Curves over rounds from several seeds: gather, average, print as a table, draw."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+METRICS = {
+    "reward_mean": "reward",
+    "win_rate_vs_initial": "win rate",
+    "rouge_l": "ROUGE-L",
+    "kl_to_initial": "KL (nats)",
+}
+# Okabe and Ito's palette, told apart by colour-blind readers too; and markers for black and white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = "osD^vP"
+
+Curves = Mapping[str, Sequence[Mapping[int, Mapping[str, float]]]]
+
+
+def rounds_so_far(run: Path) -> dict[int, dict[str, Any]]:
+    """Round -> what was measured, from the metrics of a finished or a running run."""
+    file = run / "metrics.jsonl"
+    if not file.is_file():
+        return {}
+    lines = file.read_text(encoding="utf-8").split("\n")[:-1]
+    records = [json.loads(line) for line in lines]
+    return {record["round"]: record for record in records if "reward_mean" in record}
+
+
+def mean_and_half_width(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and half-width of its 95% interval by Student's t; NaN for a single value."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return mean, math.nan
+    from scipy import stats
+
+    error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return mean, float(stats.t.ppf(0.975, len(values) - 1)) * error
+
+
+def paired_difference(
+    curves: Curves, better: str, worse: str, metric: str, round: int
+) -> tuple[float, float, int]:
+    """Mean and 95% half-width of `better` minus `worse` over the seeds both have, and how many."""
+    pairs = zip(curves[better], curves[worse], strict=False)
+    differences = [
+        a[round][metric] - b[round][metric] for a, b in pairs if round in a and round in b
+    ]
+    if not differences:
+        return math.nan, math.nan, 0
+    return *mean_and_half_width(differences), len(differences)
+
+
+def rows(curves: Curves) -> list[list[str]]:
+    """One row for each method and round: mean ± half-width of the 95% interval, over seeds."""
+    table = []
+    for method, seeds in curves.items():
+        for round in sorted({round for seed in seeds for round in seed}):
+            measured = [seed[round] for seed in seeds if round in seed]
+            cells = [_cell([record[metric] for record in measured]) for metric in METRICS]
+            table.append([method, str(round), *cells, str(len(measured))])
+    return table
+
+
+def markdown(curves: Curves) -> str:
+    """The table in Markdown."""
+    head = ["method", "round", *METRICS.values(), "seeds"]
+    lines = [head, ["---"] * len(head), *rows(curves)]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def draw(curves: Curves, path: Path, caption: str) -> None:
+    """Win rate and reward against round (2601.08421, Figure 2), as `path`.png and `path`.svg."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "reprise"  # the same curves, the same file
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    metrics = ("win_rate_vs_initial", "reward_mean")
+    for panel, metric in zip(panels, metrics, strict=True):
+        for place, (method, seeds) in enumerate(curves.items()):
+            known = sorted({round for seed in seeds for round in seed})
+            values = [[seed[k][metric] for seed in seeds if k in seed] for k in known]
+            mean = np.array([np.mean(value) for value in values])
+            spread = np.array([np.std(value) for value in values])
+            colour = COLOURS[place % len(COLOURS)]
+            panel.plot(
+                known,
+                mean,
+                label=method,
+                color=colour,
+                marker=MARKERS[place % len(MARKERS)],
+                markersize=4,
+                linestyle="--" if "offline" in method else "-",
+            )
+            panel.fill_between(known, mean - spread, mean + spread, color=colour, alpha=0.12, lw=0)
+        panel.set_xlabel("round")
+        panel.xaxis.get_major_locator().set_params(integer=True)
+        panel.grid(alpha=0.25)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("win rate against the initial policy")
+    panels[0].axhline(0.5, color="grey", lw=0.8, ls=":")
+    panels[1].set_ylabel("reward (standard deviations of the initial policy)")
+    panels[0].legend(frameon=False, fontsize=8)
+    figure.supxlabel(caption, fontsize=7, color="grey")
+    for suffix in (".png", ".svg"):
+        metadata = {"Date": None} if suffix == ".svg" else None
+        figure.savefig(path.with_suffix(suffix), dpi=160, metadata=metadata)
+    pyplot.close(figure)
+
+
+def _cell(values: Sequence[float]) -> str:
+    mean, half = mean_and_half_width(values)
+    return f"{mean:.3f}" if math.isnan(half) else f"{mean:.3f} ± {half:.3f}"
