@@ -73,7 +73,8 @@ def generate(
 
     Raises:
         ValueError: a prompt is empty, longer than `max_prompt_tokens`, or holds a token that the
-            model does not have; or prompt and completion exceed the model's positions.
+            model does not have; prompt and completion exceed the model's positions; or the
+            model's logits are NaN or infinite.
     """
     prompts = [torch.as_tensor(np.asarray(ids, dtype=np.int64)) for ids in prompt_ids]
     keys = range(len(prompts)) if prompt_index is None else [int(index) for index in prompt_index]
@@ -181,13 +182,22 @@ def sample_tokens(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> Tenso
     """Draw one token a row by the inverse cumulative distribution. [B, V], [B] -> int64 [B].
 
     The token drawn always has nonzero probability, also at uniforms next to 0 and 1.
+
+    Raises:
+        ValueError: a row's largest logit is NaN or infinite.
     """
+    if not logits.amax(-1).isfinite().all():
+        raise ValueError(
+            "the model's logits are NaN or infinite; its weights have diverged (lower the "
+            "learning rate) or overflow in half precision (set sampling.dtype=float32)"
+        )
     if sampling.temperature == 0:
         return logits.argmax(-1)
     probabilities = filtered(logits.float() / sampling.temperature, sampling).softmax(-1)
     cumulative = (probabilities.double() * UNITS).long().cumsum(-1)
     total = cumulative[:, -1:]
-    target = (uniforms[:, None] * total).long().clamp(max=total - 1)
+    # Stays below the total, rounded too, since a uniform is at most 1 - 2^-53.
+    target = (uniforms[:, None] * total).long()
     return torch.searchsorted(cumulative, target, right=True)[:, 0]
 
 

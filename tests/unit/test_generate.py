@@ -236,6 +236,17 @@ def test_a_token_of_probability_zero_is_never_drawn(uniform):
     assert drawn.tolist() == [0, 999, 400 if uniform < 0.5 else 600]
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_diverged_model_is_refused(temperature, value):
+    model = tiny("gpt_neox")
+    with torch.no_grad():
+        model.lm_head.weight[5] = value
+    sampling = Sampling(max_new_tokens=2, temperature=temperature)
+    with pytest.raises(ValueError, match=r"logits are NaN or infinite.*learning rate"):
+        generate(model, [[4, 5]], sampling, Streams(0), round_index=0, eos_ids=EOS)
+
+
 def test_a_prompt_is_run_once_and_finished_rows_leave():
     model, prompts = tiny("gpt_neox"), some_prompts()
     sampling = Sampling(samples_per_prompt=8, max_new_tokens=30, batch_size=64)
@@ -256,6 +267,14 @@ def test_a_prompt_is_run_once_and_finished_rows_leave():
         a <= b <= a / 0.75 + 1 for a, b in zip(alive, batches, strict=True)
     )
     assert same(got, oracle(model, prompts, sampling, 0, set(eos)))
+
+
+def test_prompts_of_like_length_share_a_batch_the_longest_first():
+    model = tiny("gpt_neox")
+    sampling = Sampling(samples_per_prompt=2, max_new_tokens=1, batch_size=4)
+    with forwards(model) as shapes:
+        generate(model, some_prompts(), sampling, Streams(0), round_index=0, eos_ids=EOS)
+    assert shapes == [(2, 14), (2, 5), (2, 3), (1, 1)]
 
 
 def test_only_the_last_logits_of_a_prompt_are_computed():
