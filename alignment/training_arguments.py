@@ -31,6 +31,23 @@ DERIVED = {
     "logging_nan_inf_filter": "a NaN loss stops the run instead of being hidden",
     "ignore_data_skip": "it would break exact resumption",
     "auto_find_batch_size": "it would change the batch size that the paper fixes",
+    "hub_token": "it would be written to config.yaml; log in with `hf auth login`",
+}
+
+# Bounds that the class itself does not check, or only once models have loaded.
+AT_LEAST: dict[str, float] = {
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "dataloader_num_workers": 0,
+    "logging_steps": 0,
+    "save_steps": 0,
+    "learning_rate": 0,
+    "warmup_steps": 0,
+    "weight_decay": 0,
+    "max_grad_norm": 0,
+    "adam_beta1": 0,
+    "adam_beta2": 0,
+    "adam_epsilon": 0,
 }
 
 _PYTHON_TYPES: dict[str, tuple[type, ...]] = {
@@ -80,6 +97,8 @@ def check_training_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
             problems.append(f"'{key}' is not an argument of transformers.TrainingArguments{hint}")
         elif not _fits(value, known[key]):
             problems.append(f"'{key}' is {value!r}, but its type is {known[key]}")
+        elif isinstance(value, int | float) and value < AT_LEAST.get(key, value):
+            problems.append(f"'{key}' is {value!r}, but should be at least {AT_LEAST[key]}")
     if problems:
         raise ValueError("; ".join(problems))
     return arguments

@@ -241,7 +241,9 @@ def _unknown_experiment(raw: dict[str, Any]) -> str:
 
 def _listed(path: Path, problems: list[str]) -> str:
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    return f"{path}: {count}\n" + "\n".join(f"  - {problem}" for problem in problems)
+    here = Path.cwd()
+    shown_path = path.relative_to(here) if path.is_relative_to(here) else path
+    return f"{shown_path}: {count}\n" + "\n".join(f"  - {problem}" for problem in problems)
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:

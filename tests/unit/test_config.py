@@ -226,6 +226,9 @@ def test_numbers_are_finite(tiny, value):
         ("experiment=", ["experiment", "alignment.sft"]),
         ("selection=frist_two", ["selection = 'frist_two'", "'first_two' or 'best_worst'"]),
         ("train.seed=1", ["train", "use the top-level `seed`"]),
+        ("train.hub_token=hf_secret", ["train", "hf auth login"]),
+        ("train.per_device_train_batch_size=0", ["train", "is 0", "at least 1"]),
+        ("train.learning_rate=-1e-3", ["train", "is -0.001", "at least 0"]),
     ],
 )
 def test_each_kind_of_mistake_says_what_would_be_right(tiny, override, words):
