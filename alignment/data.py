@@ -12,12 +12,13 @@ tokenizer has a template. Nothing is fetched before the name is known to exist.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from alignment import docstrings
-from alignment.config import Data
+from alignment.config import Data, Docstrings
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -63,7 +64,11 @@ def has_preferences(data: Data, split: str | None = None) -> bool:
 
 def _load(data: Data, split: str | None) -> Dataset:
     name, start, stop = _parse_slice(split or data.split)
-    rows = _read_docstrings(name) if data.name == "docstrings" else _read(data.name, name)
+    rows = (
+        _read_docstrings(name, data.docstrings)
+        if data.name == "docstrings"
+        else _read(data.name, name)
+    )
     first, last = (_row(bound, len(rows)) for bound in (start, stop))
     rows = rows.select(range(first or 0, len(rows) if last is None else last))
     if data.max_examples is not None and split in (None, data.split):
@@ -89,17 +94,27 @@ def _row(bound: str | None, rows: int) -> int | None:
     return rows * int(bound[:-1]) // 100 if bound.endswith("%") else min(int(bound), rows)
 
 
-def _read_docstrings(split: str) -> Dataset:
+def _read_docstrings(split: str, choice: Docstrings) -> Dataset:
     from datasets import Dataset
 
-    pairs = [pair for pair in docstrings.load_pairs() if pair["split"] == split]
+    pairs = [pair for pair in docstrings.load_pairs(_say) if pair["split"] == split]
     if not pairs:
         raise ValueError(f"data.name='docstrings' has the splits train and test, not {split!r}")
+    kept = [
+        pair
+        for pair in pairs
+        if len(pair["summary"].split()) <= choice.summary_words
+        and docstrings.overlap(pair) >= choice.overlap
+    ]
     # Shuffled once by a hash: neighbours in a file are alike, and slices should be fair samples.
-    pairs.sort(key=docstrings.shuffle_key)
+    kept.sort(key=docstrings.shuffle_key)
     return Dataset.from_list(
-        [{**docstrings.render(pair), "group": pair["module"]} for pair in pairs]
+        [{**docstrings.render(pair, choice.body_words), "group": pair["module"]} for pair in kept]
     )
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _read(name: str, split: str) -> Dataset:

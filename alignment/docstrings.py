@@ -6,7 +6,7 @@ of its docstring in, the docstring's first sentence out:
     Class: data frame reader
     Args: path, sep
     Body: The separator is guessed when it is not given.
-    Name: read table
+    Name: Read table
     Summary: Read a table from a file.
 
 Identifiers are split into words (`read_table` -> "read table"), so that the tokens of the name
@@ -46,6 +46,7 @@ SKIPPED_FOLDERS = {
     "__pycache__", "test", "tests", "testing", "site-packages", "dist-packages", "idlelib",
     "turtledemo", "lib2to3", "_vendor", "ensurepip",
 }  # fmt: skip
+LITTLE_WORDS = set("a an as at be by for from get if in is it its not of on or that the to".split())
 HELDOUT_SHARE = 20  # one module in this many is held out
 BODY_WORDS = 24
 SECTIONS = re.compile(
@@ -200,17 +201,30 @@ def split_words(identifier: str) -> str:
     return " ".join(parts).lower()
 
 
-def render(pair: dict[str, str]) -> dict[str, str]:
-    """The prompt (it ends with "Summary:") and the reference (it starts with a space)."""
+def overlap(pair: dict[str, str]) -> float:
+    """Share of the name's words, little ones aside, that the summary uses (first five letters)."""
+    words = [word for word in split_words(pair["name"]).split() if len(word) > 1]
+    wanted = [word[:5] for word in words if word not in LITTLE_WORDS]
+    found = {word[:5] for word in re.findall("[a-z]+", split_words(pair["summary"]))}
+    return sum(word in found for word in wanted) / len(wanted) if wanted else 0.0
+
+
+def render(pair: dict[str, str], body_words: int = BODY_WORDS) -> dict[str, str]:
+    """The prompt (it ends with "Summary:") and the reference (it starts with a space).
+
+    The name is written as a sentence starts, "Get title", for the same reason that it is split
+    into words: " Get" and " get" are different tokens.
+    """
     lines = []
     if pair["owner"]:
         lines.append(f"Class: {split_words(pair['owner'])}")
     if pair["arguments"]:
         names = [split_words(name) for name in pair["arguments"].split(", ")]
         lines.append(f"Args: {', '.join(name for name in names[:5] if name)}")
-    if pair["body"]:
-        lines.append(f"Body: {pair['body']}")
-    lines += [f"Name: {split_words(pair['name'])}", "Summary:"]
+    body = " ".join(pair["body"].split()[:body_words])
+    if body:
+        lines.append(f"Body: {body}")
+    lines += [f"Name: {split_words(pair['name']).capitalize()}", "Summary:"]
     return {"prompt": "\n".join(lines), "reference": " " + pair["summary"]}
 
 
