@@ -9,6 +9,7 @@ opt-in, pinned to a commit.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -309,6 +310,7 @@ def load_weights_strictly(model: torch.nn.Module, folder: str | os.PathLike[str]
     assert isinstance(model, PreTrainedModel)
     loaded, info = type(model).from_pretrained(
         folder,
+        config=copy.deepcopy(model.config),
         dtype=model.dtype,
         use_safetensors=True,
         output_loading_info=True,
