@@ -92,6 +92,20 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
 
 
+def is_leftover(name: str) -> bool:
+    """Whether a file or folder of this name is what a killed process had not finished writing."""
+    return name.startswith(".") and name.endswith(".partial")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what killed processes left half-written; nobody may be writing in `folder`."""
+    for path in [path for path in folder.rglob(".*.partial") if is_leftover(path.name)]:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
 def explain_full_disk(error: OSError, path: Path) -> OSError:
     """Say what to do when the disk is full; any other error is returned as it is."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
