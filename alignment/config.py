@@ -102,6 +102,9 @@ class _Supervised(Experiment):
     batch_size: int = Field(
         ge=1, description="examples (or pairs) per optimizer step, over all processes"
     )
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon: Muon for hidden matrices, AdamW for the rest"
+    )
     train: TrainingArgumentsDict = Field(
         default_factory=dict, description="transformers.TrainingArguments"
     )
