@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from alignment.training_arguments import TrainingArgumentsDict
 from rollout.settings import Sampling, Settings
@@ -260,7 +260,7 @@ class _Alignment(Experiment):
     )
     objective: Objective
     rounds: int = Field(ge=1, description="K, number of policy updates")
-    prompts_per_round: int | list[Annotated[int, Field(ge=1)]] | None = Field(
+    prompts_per_round: PositiveInt | list[PositiveInt] | None = Field(
         None, description="n_k: one size, one per round, or null for all prompts"
     )
     batch_size: int = Field(ge=1, description="pairs per optimizer step, over all processes")

@@ -112,7 +112,7 @@ class _Loop:
     def collect(self, k: int) -> Completions:
         """D_k: sampled from pi_k on-policy; offline always D_0, perhaps another run's."""
         self._started = time.monotonic()
-        if self.offline and self.config.replay:
+        if isinstance(self.config, Offline) and self.config.replay:
             store = RoundStore(Path(self.config.replay) / "rounds")
             completions = store.read(self.config.replay_round).data
         else:
