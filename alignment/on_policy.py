@@ -176,6 +176,7 @@ class _Loop:
 
     def summary(self) -> dict[str, Any]:
         """The fields of ``summary.json`` that belong to this experiment."""
+        PartialState().wait_for_everyone()  # the last measurement is the main process's to write
         measured = self._measured()
         if self.run_dir.is_main:
             files.link(

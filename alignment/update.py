@@ -250,7 +250,10 @@ class RoundTrainer(StrictCheckpoints, Trainer):
         super().log(logs, start_time)
         if "loss" not in logs:
             return
-        watched = {name: torch.cat(parts).mean().item() for name, parts in self._watched.items()}
+        watched = {
+            name: self.accelerator.gather(torch.cat(parts)).mean().item()
+            for name, parts in self._watched.items()
+        }
         self._watched.clear()
         self.run_dir.log(
             round=self.round,

@@ -23,12 +23,13 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -192,35 +193,53 @@ def _preload(modules: list[str]) -> None:
 
 
 def _fork(request: dict[str, Any]) -> dict[str, Any]:
-    child = os.fork()
-    if child == 0:
-        try:
-            _child(request)
-        except BaseException:
-            traceback.print_exc()
-        os._exit(99)
+    """Run one child, or several that work together; when one is killed, the others are too."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(request["world"]):
+        children.append(os.fork())
+        if children[-1] == 0:
+            try:
+                _child(request, rank, port)
+            except BaseException:
+                traceback.print_exc()
+            os._exit(99)
     if request["delay"] is not None:
         time.sleep(request["delay"])
-        os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    return {"status": os.waitstatus_to_exitcode(status)}
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+    status = 0
+    while children:
+        child, ended = os.wait()
+        children.remove(child)
+        if ended and not status:
+            status = os.waitstatus_to_exitcode(ended)
+            for other in children:
+                os.kill(other, signal.SIGKILL)
+    return {"status": status}
 
 
-def _child(request: dict[str, Any]) -> None:
+def _child(request: dict[str, Any], rank: int, port: int) -> None:
     from launch.ending import exit_status
     from launch.run import execute
 
     out, report = Path(request["out"]), Path(request["report"])
-    with open(report.with_suffix(".log"), "w") as log:
+    if request["world"] > 1:
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": request["world"]}
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+        os.environ.update({name: str(value) for name, value in {**place, **meeting}.items()})
+    with open(report.with_suffix(f".{rank}.log"), "w") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
-    events = Events(out, request["kill"])
+    events = Events(out, request["kill"] if rank == request["world"] - 1 else None)
     for target in CALLS:
         events.wrap(target)
     for target, path in WRITES.items():
         events.wrap(target, path)
     status = exit_status(lambda: execute(request["config"], out=out))
-    report.write_text(json.dumps({"events": events.seen, "modules": list(sys.modules)}))
+    told = json.dumps({"events": events.seen, "modules": list(sys.modules)})
+    report.with_suffix(f".{rank}.json").write_text(told)
     os._exit(status)
 
 
@@ -229,10 +248,16 @@ def _child(request: dict[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class Result:
-    """How a child ended, the events it went through (none if killed), and what it said."""
+    """How the children ended, and what they said.
+
+    Attributes:
+        status: 0, or the first other one.
+        events: each process's events; nothing of one that was killed.
+        said: their standard output and error.
+    """
 
     status: int
-    events: list[str]
+    events: list[list[str]]
     said: str
 
 
@@ -263,22 +288,29 @@ class Driver:
         self.warm = False
 
     def run(
-        self, config: Path, out: Path, kill: str | None = None, delay: float | None = None
+        self,
+        config: Path,
+        out: Path,
+        kill: str | None = None,
+        delay: float | None = None,
+        world: int = 1,
     ) -> Result:
-        """Run `config` in `out`, or continue it; killed at event `kill` or after `delay` s."""
-        report = self.folder / "report.json"
-        report.unlink(missing_ok=True)
+        """Run `config` in `out`, or continue it.
+
+        It is killed at event `kill` (of the last process, if there are several) or after `delay`
+        seconds.
+        """
+        report = self.folder / "report"
+        for old in self.folder.glob("report.*"):
+            old.unlink()
         request = {"config": str(config), "out": str(out), "report": str(report)}
-        answer = self._ask({**request, "kill": kill, "delay": delay})
-        said = report.with_suffix(".log").read_text()
-        events: list[str] = []
-        if report.exists():
-            told = json.loads(report.read_text())
-            events = told["events"]
-            if not self.warm:
-                self._ask({"preload": told["modules"]})
-                self.warm = True
-        return Result(answer["status"], events, said)
+        answer = self._ask({**request, "kill": kill, "delay": delay, "world": world})
+        said = "".join(log.read_text() for log in sorted(self.folder.glob("report.*.log")))
+        told = [json.loads(file.read_text()) for file in sorted(self.folder.glob("report.*.json"))]
+        if told and not self.warm:
+            self._ask({"preload": told[0]["modules"]})
+            self.warm = True
+        return Result(answer["status"], [one["events"] for one in told], said)
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         assert self.server.stdin and self.server.stdout
@@ -358,7 +390,12 @@ def unlike(out: Path, reference: Path) -> list[str]:
 
 
 def kill_and_continue(
-    driver: Driver, config: Path, out: Path, reference: Path, kills: list[str | float]
+    driver: Driver,
+    config: Path,
+    out: Path,
+    reference: Path,
+    kills: Sequence[str | float],
+    world: int = 1,
 ) -> list[str]:
     """Kill a run at each of `kills` (an event, or seconds) in turn, then let it end.
 
@@ -369,9 +406,9 @@ def kill_and_continue(
     done: dict[str, tuple[int, int]] = {}
     for kill in kills:
         if isinstance(kill, str):
-            result = driver.run(config, out, kill=kill)
+            result = driver.run(config, out, kill=kill, world=world)
         else:
-            result = driver.run(config, out, delay=kill)
+            result = driver.run(config, out, delay=kill, world=world)
         if result.status not in (KILLED, 0) or (isinstance(kill, str) and result.status == 0):
             return [f"not killed but ended with {result.status}: {result.said[-2000:]}"]
         now = finished_work(out)
@@ -379,7 +416,7 @@ def kill_and_continue(
         if problems:
             return problems
         done = now
-    result = driver.run(config, out)
+    result = driver.run(config, out, world=world)
     if result.status != 0:
         return [f"does not continue, status {result.status}: {result.said[-2000:]}"]
     now = finished_work(out)
@@ -417,8 +454,8 @@ def main() -> None:
             config.write_text(json.dumps(lab.config(**SMALL)))
             first = running.run(config, reference)
             assert first.status == 0, first.said
-            print(f"{architecture}: {len(first.events)} events", flush=True)
-            for event in first.events[arguments.first :: arguments.step]:
+            print(f"{architecture}: {len(first.events[0])} events", flush=True)
+            for event in first.events[0][arguments.first :: arguments.step]:
                 problems = kill_and_continue(running, config, folder / "run", reference, [event])
                 kills, failures = kills + 1, failures + bool(problems)
                 for problem in problems:
