@@ -34,6 +34,16 @@ def test_written_and_overwritten(tmp_path):
     assert names(tmp_path) == ["a", "b"]
 
 
+def test_a_reader_never_sees_half_of_a_file(tmp_path):
+    """Who has the old file open goes on reading the old one: the new one is another file."""
+    file = tmp_path / "a"
+    files.write_text(file, "old content")
+    with open(file, encoding="utf-8") as reader:
+        files.write_text(file, "new")
+        assert reader.read() == "old content"
+    assert file.read_text() == "new"
+
+
 def test_what_was_there_survives_a_full_disk(tmp_path):
     file = tmp_path / "a"
     files.write_bytes(file, b"precious")
