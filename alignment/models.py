@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -110,7 +111,14 @@ def load_tokenizer(name: str, key: str = "model") -> PreTrainedTokenizerBase:
     Raises:
         ValueError: no EOS, or no PAD distinct from EOS (padding would hide the end of a text).
     """
-    tokenizer = AutoTokenizer.from_pretrained(resolve_model(name, key))
+    folder = resolve_model(name, key)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{key}={name!r}: no tokenizer can be loaded from {folder} "
+            f"({_first_line(error)}); save one there with `save_pretrained`"
+        ) from error
     if tokenizer.eos_token_id is None:
         raise ValueError(f"{key}={name!r}: its tokenizer has no EOS token; completions need one")
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
@@ -182,16 +190,26 @@ def _load_strictly(
     auto: Any, name: str, key: str, dtype: str, attention: str | None, **remote: Any
 ) -> PreTrainedModel:
     folder = resolve_model(name, key)
-    model, info = auto.from_pretrained(
-        folder,
-        dtype=getattr(torch, dtype) if dtype != "auto" else "auto",
-        attn_implementation=attention,
-        use_safetensors=True,
-        output_loading_info=True,
-        **{"trust_remote_code": False, **remote},
-    )
+    try:
+        model, info = auto.from_pretrained(
+            folder,
+            dtype=getattr(torch, dtype) if dtype != "auto" else "auto",
+            attn_implementation=attention,
+            use_safetensors=True,
+            output_loading_info=True,
+            **{"trust_remote_code": False, **remote},
+        )
+    except (OSError, ImportError, SafetensorError) as error:
+        raise ValueError(
+            f"{key}={name!r} cannot be loaded ({_first_line(error)}): it should be whole, in "
+            f"safetensors, and able to run with attention={attention!r} here"
+        ) from error
     _refuse_mismatch(info, f"{key}={name!r}")
     return model
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [repr(error)])[0]
 
 
 def _refuse_mismatch(info: Mapping[str, Any], what: str) -> None:
@@ -366,7 +384,13 @@ class StrictCheckpoints:
     """
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        try:
+            super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        except (OSError, RuntimeError, SafetensorError) as error:
+            explained = files.explain_full_disk(error, Path(self.args.output_dir))  # type: ignore[attr-defined]
+            if explained is error:
+                raise
+            raise explained from error
         self.accelerator.wait_for_everyone()  # type: ignore[attr-defined]
         if self.args.should_save:  # type: ignore[attr-defined]
             step = self.state.global_step  # type: ignore[attr-defined]

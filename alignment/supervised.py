@@ -27,6 +27,7 @@ from transformers import (
 from alignment.config import SFT, RewardTraining
 from alignment.models import StrictCheckpoints, last_complete_checkpoint
 from alignment.muon import MuonAdamW
+from alignment.training_arguments import make_training_arguments
 from rollout.run_dir import RunDir
 
 BUCKET = 32  # optimizer steps whose examples are sorted by length together
@@ -161,7 +162,7 @@ def _training_arguments(
         "remove_unused_columns": False,
         "logging_nan_inf_filter": False,
     }
-    return TrainingArguments(**{**defaults, **config.train, **derived})
+    return make_training_arguments({**defaults, **config.train, **derived})
 
 
 class SupervisedTrainer(StrictCheckpoints, Trainer):

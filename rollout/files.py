@@ -87,9 +87,10 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
         sync(path.parent)
     except BaseException as error:
         shutil.rmtree(aside, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise explain_full_disk(error, path) from error
-        raise
+        explained = explain_full_disk(error, path) if isinstance(error, Exception) else error
+        if explained is error:
+            raise
+        raise explained from error
 
 
 def is_leftover(name: str) -> bool:
@@ -106,12 +107,24 @@ def remove_leftovers(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def explain_full_disk(error: OSError, path: Path) -> OSError:
-    """Say what to do when the disk is full; any other error is returned as it is."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def explain_full_disk(error: Exception, path: Path) -> Exception:
+    """Say what to do when the disk is full; any other error is returned as it is.
+
+    safetensors and torch raise errors of their own then, which only their text tells apart.
+    """
+    if isinstance(error, OSError):
+        number = error.errno
+    else:
+        texts = {os.strerror(number): number for number in FULL}
+        texts["PytorchStreamWriter failed writing"] = errno.ENOSPC
+        number = next((texts[text] for text in texts if text in str(error)), None)
+    if number not in FULL:
         return error
     return OSError(
-        error.errno,
+        number,
         f"no space left while writing {path.name} in {path.parent}; nothing already written was "
         "lost. Free some space, then continue the run with `reprise resume`",
     )
