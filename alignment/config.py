@@ -159,6 +159,9 @@ class RewardTraining(_Supervised):
     model: str = Field(
         description="run, folder or Hub name of the language model whose body it starts from"
     )
+    extra_layers: int = Field(
+        0, ge=0, description="blocks put on top of the body; at first they change nothing"
+    )
     pairs_per_prompt: int = Field(
         1, ge=1, description="pairs made for each prompt when the data has no rejected answers"
     )

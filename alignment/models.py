@@ -13,6 +13,7 @@ import copy
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -284,21 +285,36 @@ def new_policy(
         return AutoModelForCausalLM.from_config(config)
 
 
-def reward_model_from(policy: PreTrainedModel, seed: int) -> PreTrainedModel:
+def reward_model_from(policy: PreTrainedModel, seed: int, extra_layers: int = 0) -> PreTrainedModel:
     """A reward model with the body of `policy` and a fresh head with one output.
 
-    The head starts at 0, so that before training every text scores the same.
+    The head starts at 0, so that before training every text scores the same. `extra_layers` are
+    put on top of the body; what they write starts at 0, so that at first they change nothing. They
+    give a shallow model room to sum up, at the last token, what the layers below found out.
     """
     settings = policy.config.to_dict()
-    for labels in ("id2label", "label2id"):
+    for labels in ("id2label", "label2id", "layer_types"):
         settings.pop(labels, None)
+    settings["num_hidden_layers"] += extra_layers
     config = type(policy.config).from_dict({**settings, "num_labels": 1})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForSequenceClassification.from_config(config, dtype=policy.dtype)
-    model.base_model.load_state_dict(policy.base_model.state_dict(), strict=True)
+    added = model.base_model.layers[len(model.base_model.layers) - extra_layers :]
+    with torch.no_grad():
+        for layer in added:
+            outputs = [p for name, p in layer.named_parameters() if _OUTPUT.search(name)]
+            assert outputs, f"unknown layer {type(layer).__name__}"
+            for parameter in outputs:
+                parameter.zero_()
+    body = model.base_model.state_dict()
+    model.base_model.load_state_dict({**body, **policy.base_model.state_dict()}, strict=True)
     torch.nn.init.zeros_(model.score.weight)
     return model
+
+
+# Matrices through which attention and the feed-forward part write to the residual stream.
+_OUTPUT = re.compile(r"(attention\.dense|mlp\.dense_4h_to_h|self_attn\.o_proj|mlp\.down_proj)\.")
 
 
 # --- identity and resuming ---------------------------------------------------------------------

@@ -21,6 +21,7 @@ import gc
 import importlib
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -237,7 +238,10 @@ def _child(request: dict[str, Any], rank: int, port: int) -> None:
         events.wrap(target)
     for target, path in WRITES.items():
         events.wrap(target, path)
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (request["largest_file"] or hard, hard))
     status = exit_status(lambda: execute(request["config"], out=out))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     told = json.dumps({"events": events.seen, "modules": list(sys.modules)})
     report.with_suffix(f".{rank}.json").write_text(told)
     os._exit(status)
@@ -294,17 +298,19 @@ class Driver:
         kill: str | None = None,
         delay: float | None = None,
         world: int = 1,
+        largest_file: int | None = None,
     ) -> Result:
         """Run `config` in `out`, or continue it.
 
         It is killed at event `kill` (of the last process, if there are several) or after `delay`
-        seconds.
+        seconds. Writing beyond `largest_file` bytes fails, as on a full disk.
         """
         report = self.folder / "report"
         for old in self.folder.glob("report.*"):
             old.unlink()
         request = {"config": str(config), "out": str(out), "report": str(report)}
-        answer = self._ask({**request, "kill": kill, "delay": delay, "world": world})
+        how = {"kill": kill, "delay": delay, "world": world, "largest_file": largest_file}
+        answer = self._ask({**request, **how})
         said = "".join(log.read_text() for log in sorted(self.folder.glob("report.*.log")))
         told = [json.loads(file.read_text()) for file in sorted(self.folder.glob("report.*.json"))]
         if told and not self.warm:

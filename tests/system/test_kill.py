@@ -13,7 +13,6 @@ import pytest
 from tests.system.kill_driver import (
     ROOT,
     SMALL,
-    driver,
     finished_work,
     kill_and_continue,
     unlike,
@@ -77,12 +76,6 @@ CASES = {
     "epochs": ("llama_lab", "alignment.on_policy", EPOCHS),
     "offline": ("neox_lab", "alignment.offline", {**SMALL, "objective": CALIBRATED}),
 }
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory):
-    with driver(tmp_path_factory.mktemp("driver")) as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

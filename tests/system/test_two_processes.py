@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from rollout.store import RoundStore
-from tests.system.kill_driver import ROOT, driver, kill_and_continue, timeless, unlike
+from tests.system.kill_driver import ROOT, kill_and_continue, timeless, unlike
 
 SETTINGS = {
     "rounds": 2,
@@ -20,12 +20,6 @@ SETTINGS = {
     "train__save_steps": 1,
     "train__logging_steps": 1,
 }
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory):
-    with driver(tmp_path_factory.mktemp("driver")) as started:
-        yield started
 
 
 @pytest.fixture(scope="module")
