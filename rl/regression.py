@@ -12,16 +12,28 @@ one shared grid. One thread computes, so that the number of threads changes no b
 
 from __future__ import annotations
 
+import functools
 import math
+from contextlib import AbstractContextManager
 from typing import Literal
 
 import numpy as np
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from rl.rounding import hypergrid_rounding
 
 Normalization = Literal["mean", "sum"]
 NotPositive = Literal["project", "raise", "keep"]
+
+
+@functools.cache
+def _controller() -> ThreadpoolController:
+    return ThreadpoolController()
+
+
+def one_thread() -> AbstractContextManager[object]:
+    """Within the block BLAS computes with one thread: sums are added in one order, always."""
+    return _controller().limit(limits=1)
 
 
 # -- estimates from statistics ---------------------------------------------------------------------
@@ -37,7 +49,7 @@ def moments(features: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.n
     if not np.isfinite(targets).all():
         raise ValueError(f"targets: {int((~np.isfinite(targets)).sum())} are not finite numbers")
     transposed = np.swapaxes(features, -1, -2)
-    with threadpool_limits(1):
+    with one_thread():
         return transposed @ features, (transposed @ targets[..., None])[..., 0]
 
 
@@ -60,7 +72,7 @@ def ridge(
     scale = np.asarray(count if normalization == "mean" else 1, dtype=np.float64)
     identity = np.eye(gram.shape[-1])
     try:
-        with threadpool_limits(1):
+        with one_thread():
             system = gram + (regularization * scale)[..., None, None] * identity
             return np.linalg.solve(system, moment[..., None])[..., 0]
     except np.linalg.LinAlgError as error:
@@ -101,7 +113,7 @@ def replicable_ridge(
 def covariance(features: np.ndarray) -> np.ndarray:
     """sum_t 1/M sum_m x x^T [..., d, d] of features [..., T, M, d] (Algorithm 3, line 3)."""
     check_features(features)
-    with threadpool_limits(1):
+    with one_thread():
         return (np.swapaxes(features, -1, -2) @ features / features.shape[-2]).sum(-3)
 
 
@@ -147,7 +159,7 @@ def replicable_covariance(
 
 
 def _positive(matrices: np.ndarray, not_positive: NotPositive) -> np.ndarray:
-    with threadpool_limits(1):
+    with one_thread():
         values, vectors = np.linalg.eigh(matrices)
         negative = values[..., 0] < 0
         if not negative.any():
