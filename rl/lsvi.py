@@ -26,7 +26,7 @@ Cap = Literal["remaining", "horizon"]
 class Learned:
     """What R replicas learned, and how their agreement came about."""
 
-    weights: np.ndarray  # [R, ...] every rounded estimate
+    weights: np.ndarray  # [R, H, ...] the rounded estimates, of the last round where there are many
     policies: np.ndarray  # [R, H, S], or [R, T + 1, H, S] for a list of policies: actions
     trace: Trace
 
@@ -205,7 +205,8 @@ def lsvi_ucb(
     # Q^0 = lambda beta |phi|; its scale does not matter, only where it is largest.
     start = np.linalg.norm(mdp.features, axis=-1).argmax(-1)
     policy = np.broadcast_to(start, (replicas, mdp.horizon, states)).copy()
-    policies, estimates = [policy], []
+    policies = [policy]
+    estimates = np.zeros((replicas, mdp.horizon, d + d * (d + 1) // 2))
     shape = (replicas, mdp.horizon, states, actions, states)
     seen = np.zeros(shape, dtype=np.int64)
     values = np.zeros((replicas, mdp.horizon + 1, states))
@@ -244,9 +245,9 @@ def lsvi_ucb(
                 most = mdp.horizon - h if cap == "remaining" else mdp.horizon
                 q = np.minimum(q, most).reshape(replicas, states, actions)
                 policy[:, h], values[:, h] = q.argmax(-1), q.max(-1)
-                estimates.append(np.concatenate([rounded, moment[:, *triangle]], axis=1))
+                estimates[:, h] = np.concatenate([rounded, moment[:, *triangle]], axis=1)
             policies.append(policy)
-    return Learned(np.stack(estimates, axis=1), np.stack(policies, axis=1), trace)
+    return Learned(estimates, np.stack(policies, axis=1), trace)
 
 
 def _round(
