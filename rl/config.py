@@ -110,8 +110,12 @@ class MDP(Settings):
     actions: int = Field(4, ge=1, description="|A|; the chain has 2")
     dimension: int = Field(5, ge=1, description="d; the chain has 2 |S|")
     horizon: int = Field(5, ge=1, description="H")
-    slip: float = Field(0.0, ge=0, lt=1, description="probability that a step along the chain fails")
-    seed: int = Field(0, ge=0, description="seed of the MDP itself, no part of any run's randomness")
+    slip: float = Field(
+        0.0, ge=0, lt=1, description="probability that a step along the chain fails"
+    )
+    seed: int = Field(
+        0, ge=0, description="seed of the MDP itself, no part of any run's randomness"
+    )
 
 
 class Theory(Settings):

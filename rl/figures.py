@@ -51,8 +51,12 @@ def draw_figure_one(summary: dict[str, Any], path: Path) -> None:
     seeds = summary["internal_seeds"]
     told = f"internal seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} internal seeds"
     runs = summary["cells"][0]["runs"]
-    _finish(figure, path, f"{summary['protocol']}: {runs} runs for each of {told}"
-            + ("" if len(seeds) == 1 else "; bands: middle half of the seeds"))
+    _finish(
+        figure,
+        path,
+        f"{summary['protocol']}: {runs} runs for each of {told}"
+        + ("" if len(seeds) == 1 else "; bands: middle half of the seeds"),
+    )
 
 
 def draw_frontier(summary: dict[str, Any], path: Path) -> None:

@@ -193,7 +193,10 @@ def random_finite(
     turn, triangle = np.linalg.qr(generator.standard_normal((d, d)))
     turn = turn * np.sign(np.diag(triangle))
     return LinearMDP(
-        base.features @ turn, base.theta @ turn, np.einsum("ij,hit->hjt", turn, base.mu), base.initial
+        base.features @ turn,
+        base.theta @ turn,
+        np.einsum("ij,hit->hjt", turn, base.mu),
+        base.initial,
     )
 
 

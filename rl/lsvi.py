@@ -236,9 +236,7 @@ def lsvi_ucb(
                         spread, grid, alpha_covariance, float(rounds), not_positive
                     )
                 triangle = np.triu_indices(d)
-                trace.step(
-                    spread[:, *triangle], moment[:, *triangle], alpha_covariance
-                )
+                trace.step(spread[:, *triangle], moment[:, *triangle], alpha_covariance)
                 inverse = np.linalg.inv(moment + regularization * np.eye(d))
                 widths = np.einsum("nd,rde,ne->rn", phi, inverse, phi)
                 q = rounded @ phi.T + beta * np.sqrt(np.maximum(widths, 0.0))

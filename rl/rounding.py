@@ -20,7 +20,9 @@ import math
 import numpy as np
 
 
-def draw_offsets(generator: np.random.Generator, shape: tuple[int, ...], alpha: float) -> np.ndarray:
+def draw_offsets(
+    generator: np.random.Generator, shape: tuple[int, ...], alpha: float
+) -> np.ndarray:
     """One offset for each entry, uniform on [0, alpha); `generator` is an internal stream."""
     check_alpha(alpha)
     # alpha * (1 - 2^-53) may round to alpha itself, which would be another grid.
@@ -49,6 +51,11 @@ def round_to_grid(
     values, offsets = np.asarray(values, dtype=np.float64), np.asarray(offsets, dtype=np.float64)
     if not low < high:
         raise ValueError(f"low={low}, high={high}; the lower bound must be below the upper one")
+    if (high - low) / alpha > 2.0**50:
+        raise ValueError(
+            f"alpha={alpha}: between low={low} and high={high} that grid is finer than floating "
+            "point; choose a wider one, or nearer bounds"
+        )
     if offsets.size and not (offsets.min() >= 0 and offsets.max() < alpha):
         raise ValueError(f"offsets must lie in [0, alpha={alpha}); draw them with draw_offsets")
     if values.size and not (values.min() >= low and values.max() <= high):

@@ -162,9 +162,7 @@ def _learn(steps: int, seed: int) -> tuple[Transitions, dict[str, np.ndarray]]:
 
     def snapshot(algorithm: Any, _: int, step: int) -> None:
         if step % (steps // SNAPSHOTS) == 0 and len(networks) < SNAPSHOTS:
-            networks.append(
-                _network(algorithm.impl.q_function[0], explorer.compute_epsilon(step))
-            )
+            networks.append(_network(algorithm.impl.q_function[0], explorer.compute_epsilon(step)))
 
     try:
         learner.fit_online(

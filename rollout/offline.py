@@ -25,9 +25,7 @@ if TYPE_CHECKING:
     from minari import MinariDataset
 
 
-def load_transitions(
-    source: str, replay_steps: int = 100_000, replay_seed: int = 0
-) -> Transitions:
+def load_transitions(source: str, replay_steps: int = 100_000, replay_seed: int = 0) -> Transitions:
     """Read the transitions that `source` names.
 
     Args:
