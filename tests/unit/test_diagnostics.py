@@ -20,7 +20,7 @@ def completions():
     """Three prompts, two samples each; lengths (2, 4), (1, 1), (3, 1)."""
     ids = [[[5, 1], [6, 7, 8, 9]], [[4], [4]], [[5, 6, 1], [3]]]
     policy = np.array([[-2, -8], [-1, -1], [-5, -3]], dtype=np.float32)
-    shift = np.array([[0.5, -0.5], [0.25, 0.25], [1.0, 0.0]], dtype=np.float32)
+    shift = np.array([[0.5, -0.5], [0.25, 0.25], [2.0, 0.0]], dtype=np.float32)
     return Completions(
         prompt_index=np.arange(3),
         prompt_ids=[np.array([2], dtype=np.int32)] * 3,
@@ -44,12 +44,12 @@ def test_what_the_data_says():
     assert found["reward_margin"] == pytest.approx((2 + 0 + 0) / 3)
     assert found["entropy"] == pytest.approx(20 / 6)
     assert found["entropy_per_token"] == pytest.approx(20 / 12)
-    assert found["kl_to_initial"] == pytest.approx(1.5 / 6)
+    assert found["kl_to_initial"] == pytest.approx(2.5 / 6)
     # Lengths (2,4,1,1,3,1), rewards (3,1,2,2,.5,.5): deviations (0,2,-1,-1,1,-1) and
     # (1.5,-.5,.5,.5,-1,-1); covariance sum -2, squares 8 and 5.
     assert found["length_reward_correlation"] == pytest.approx(-2 / math.sqrt(8 * 5))
     # w = pi_0/pi_k = exp(-shift).
-    weights = np.exp([-0.5, 0.5, -0.25, -0.25, -1.0, 0.0])
+    weights = np.exp([-0.5, 0.5, -0.25, -0.25, -2.0, 0.0])
     expected = weights.sum() ** 2 / (6 * np.square(weights).sum())
     assert found["effective_sample_size"] == pytest.approx(expected)
 

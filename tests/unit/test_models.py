@@ -117,6 +117,22 @@ def test_reward_model_starts_with_the_body_of_the_policy_and_reads_the_last_real
     assert abs(alone[0] - alone[1]) > 1e-3
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_extra_layers_change_nothing_at_first_and_are_trained(tokenizer, architecture, tmp_path):
+    policy = make(tokenizer, architecture)
+    ids = torch.arange(2, 12)[None]
+    plain, deeper = (models.reward_model_from(policy, 3, extra) for extra in (0, 2))
+    assert len(deeper.base_model.layers) == len(plain.base_model.layers) + 2
+    states = [model.base_model(ids).last_hidden_state for model in (plain, deeper)]
+    torch.testing.assert_close(states[0], states[1])
+    torch.nn.init.normal_(deeper.score.weight)
+    deeper(input_ids=ids).logits.sum().backward()
+    top = deeper.base_model.layers[-1]
+    assert sum(p.grad.abs().sum().item() for p in top.parameters()) > 0
+    deeper.save_pretrained(tmp_path)
+    assert models.load_reward_model(str(tmp_path)).config.num_hidden_layers == 4
+
+
 def test_reward_model_with_two_outputs_is_refused(tokenizer, tmp_path):
     reward = models.reward_model_from(make(tokenizer, "llama"), seed=3)
     reward.save_pretrained(tmp_path)

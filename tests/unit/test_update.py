@@ -297,7 +297,8 @@ def test_the_same_seed_gives_the_same_bits_and_another_gives_others(neox_lab, tm
 
 
 def test_a_run_in_bfloat16_autocast_passes_its_own_first_step_check(lab, tmp_path):
-    result, run_dir = run(lab, tmp_path, train__bf16=True, first_step_tolerance=0.1)
+    # Stored in float32 and trained in bfloat16, the gap would be 0.004 to 0.02 nats here.
+    result, run_dir = run(lab, tmp_path, train__bf16=True, first_step_tolerance=1e-3)
     losses = [record["loss"] for record in run_dir.metrics() if "loss" in record]
     assert len(losses) == 2 and all(np.isfinite(losses))
     assert len(result["rounds"]) == 2
