@@ -68,7 +68,7 @@ def weights_sha256(arrays: Mapping[str, np.ndarray]) -> str:
     digest = hashlib.sha256()
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
-        digest.update(f"{name}\x1f{array.dtype}\x1f{array.shape}\x1f".encode())
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
 
@@ -113,10 +113,10 @@ class Trace:
             self.product *= float(agreement_probability(difference, alpha).mean())
             self.bound -= 1.0 - float(agreement_bound(difference, alpha).mean())
         after = np.ascontiguousarray(after)
-        keys = {}
+        keys: dict[tuple[int, bytes], int] = {}
         self.classes = np.array(
             [
-                keys.setdefault((old, result.tobytes()), row)
+                keys.setdefault((int(old), result.tobytes()), row)
                 for row, (old, result) in enumerate(zip(self.classes, after, strict=True))
             ],
             dtype=int,

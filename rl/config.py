@@ -57,8 +57,8 @@ class FQIMethod(Settings):
             raise ValueError(f"average={self.average} must be at most backups={self.backups}")
         if self.median_of % 2 == 0:
             raise ValueError(
-                f"median_of={self.median_of} must be odd: the median of an even number of midpoints "
-                "may lie between two of them"
+                f"median_of={self.median_of} must be odd: the median of an even number of "
+                "midpoints may lie between two of them"
             )
         return self
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from rl.config import FQIMethod
 from rl.regression import one_thread, ridge
-from rl.rounding import draw_offsets, round_to_grid
+from rl.rounding import hypergrid_rounding
 from rollout.collect import episode_returns
 from rollout.environments import cartpole
 from rollout.randomness import Streams
@@ -133,15 +133,23 @@ def fit(
         for backup in range(method.backups):
             moment = _moment(data, counts, weights, len(lambdas), method.gamma)
             weights = ridge(system, moment, sizes, 0.0, "sum")
-            offsets = draw_offsets(grid, (width,), method.alpha) if method.alpha else None
-            if offsets is not None and method.rounding == "every":
-                weights = round_to_grid(weights, offsets, method.alpha, -method.bound, method.bound)
+            if method.rounding == "every":
+                weights = _round(weights, grid, method)
             if backup >= method.backups - method.average:
                 kept.append(weights)
-        weights = np.mean(kept, axis=0) if len(kept) > 1 else weights
-        if offsets is not None and (method.rounding == "last" or len(kept) > 1):
-            weights = round_to_grid(weights, offsets, method.alpha, -method.bound, method.bound)
+        if len(kept) > 1:
+            weights = np.mean(kept, axis=0)
+        if len(kept) > 1 or method.rounding == "last":
+            weights = _round(weights, grid, method)
     return weights.reshape(sets, len(lambdas), width)
+
+
+def _round(weights: np.ndarray, grid: np.random.Generator, method: FQIMethod) -> np.ndarray:
+    if method.alpha is None:
+        return weights
+    return hypergrid_rounding(
+        weights, grid, method.alpha, -method.bound, method.bound, replica_axes=1
+    )
 
 
 def _median(

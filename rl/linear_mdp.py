@@ -130,7 +130,7 @@ class LinearMDP:
     def next_counts(
         self, h: int, pairs: np.ndarray, samples: np.ndarray, generator: np.random.Generator
     ) -> np.ndarray:
-        """How often each s' came in `samples` [K] draws from P_h at `pairs` [K] of S x A: [K, S]."""
+        """How often each s' came in `samples` [K] draws from P_h at `pairs` [K]: [K, S]."""
         table = self._rows(h).reshape(-1, len(self.initial))
         return generator.multinomial(samples, table[pairs])
 

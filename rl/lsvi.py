@@ -53,10 +53,13 @@ class CoreSet:
 
 
 def core_set(vectors: np.ndarray, tolerance: float = 0.01, steps: int = 100_000) -> CoreSet:
-    """Find a G-optimal design on [n, d] by multiplicative updates nu_i <- nu_i g_i / d.
+    """Find a G-optimal design on [n, d]: max_i g_i is the rank (Kiefer-Wolfowitz).
 
-    g_i = x_i^T (sum nu x x^T)^+ x_i; by Kiefer and Wolfowitz max g = rank at the optimum. Vectors
-    whose weight has become negligible are dropped, at most tolerance/2 of the leverage.
+    With g_i = x_i^T (sum nu x x^T)^+ x_i, each step either adds weight to the vector of largest g,
+    or takes weight from the chosen vector of smallest g, whichever is farther from the rank r, by
+    the length that maximises the determinant (Wynn's method with away steps):
+
+        nu <- (1 - b) nu + b e_i,   b = (g_i / r - 1) / (g_i - 1), negative where weight is taken.
 
     Raises:
         ValueError: no vector, all of them zero, or not `tolerance` close after `steps`.
@@ -65,29 +68,33 @@ def core_set(vectors: np.ndarray, tolerance: float = 0.01, steps: int = 100_000)
         raise ValueError("core set: needs at least one feature vector that is not zero")
     with one_thread():
         rank = int(np.linalg.matrix_rank(vectors))
-        rows, nu = np.arange(len(vectors)), np.full(len(vectors), 1 / len(vectors))
-        for step in range(steps):
-            chosen = vectors[rows]
-            leverage = _leverage(vectors, chosen, nu)
-            if leverage.max() <= rank * (1 + tolerance):
-                small = nu < tolerance / (4 * len(vectors))
-                if not small.any():
-                    break
-                rows, nu = rows[~small], nu[~small] / nu[~small].sum()
-            elif step % 200 == 199 and len(rows) > rank:
-                # A vector that the optimum does not use loses weight at a geometric rate only.
-                small = (nu < 1e-6) & (leverage[rows] < 0.9 * rank)
-                rows, nu = rows[~small], nu[~small] / nu[~small].sum()
+        nu = np.full(len(vectors), 1 / len(vectors))
+        for _ in range(steps):
+            leverage = _leverage(vectors, vectors, nu)
+            most = int(leverage.argmax())
+            least = int(np.where(nu > 0, leverage, np.inf).argmin())
+            if leverage[most] <= rank * (1 + tolerance) and nu.min(where=nu > 0, initial=1) > 1e-6:
+                break
+            if leverage[most] - rank > rank - leverage[least]:
+                place = most
+                length = (leverage[most] / rank - 1) / (leverage[most] - 1)
             else:
-                nu = nu * leverage[rows] / rank
-                nu /= nu.sum()
+                place = least
+                length = all_of_it = -nu[least] / (1 - nu[least])
+                if leverage[least] > 1:
+                    length = max(all_of_it, (leverage[least] / rank - 1) / (leverage[least] - 1))
+            nu = (1 - length) * nu
+            nu[place] = max(0.0, nu[place] + length)
+            nu[nu < 1e-15] = 0.0
+            nu /= nu.sum()
         else:
             raise ValueError(
                 f"core set: leverage {leverage.max():.4g} for rank {rank} after {steps} steps; "
                 f"accept more than tolerance={tolerance}"
             )
-        printed = _leverage(vectors, vectors[rows], nu**2)
-    return CoreSet(rows, nu, float(leverage.max()), float(printed.max()))
+        rows = np.flatnonzero(nu)
+        printed = _leverage(vectors, vectors[rows], nu[rows] ** 2)
+    return CoreSet(rows, nu[rows], float(leverage.max()), float(printed.max()))
 
 
 def _leverage(vectors: np.ndarray, chosen: np.ndarray, weights: np.ndarray) -> np.ndarray:

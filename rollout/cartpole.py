@@ -9,8 +9,10 @@ twentieth, two twentieths, ... of its training, so any number of fresh data sets
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from rollout.types import Transitions
 SHARDS = 10
 SNAPSHOTS = 20
 # d3rlpy's own example for CartPole (examples/online/dqn_cartpole.py), with a smaller network.
-LEARNER = {
+LEARNER: dict[str, Any] = {
     "batch_size": 32,
     "learning_rate": 1e-3,
     "target_update_interval": 100,
@@ -156,7 +158,7 @@ def _learn(steps: int, seed: int) -> tuple[Transitions, dict[str, np.ndarray]]:
         batch_size=LEARNER["batch_size"],
         learning_rate=LEARNER["learning_rate"],
         target_update_interval=LEARNER["target_update_interval"],
-        encoder_factory=VectorEncoderFactory(list(LEARNER["hidden_units"])),  # type: ignore[call-overload]
+        encoder_factory=VectorEncoderFactory(LEARNER["hidden_units"]),
     ).create(device="cpu")
     networks: list[dict[str, np.ndarray]] = []
 
@@ -165,18 +167,19 @@ def _learn(steps: int, seed: int) -> tuple[Transitions, dict[str, np.ndarray]]:
             networks.append(_network(algorithm.impl.q_function[0], explorer.compute_epsilon(step)))
 
     try:
-        learner.fit_online(
-            recorder,
-            buffer=d3rlpy.dataset.create_fifo_replay_buffer(steps, env=recorder),
-            explorer=explorer,
-            n_steps=steps,
-            n_steps_per_epoch=steps,
-            update_start_step=min(LEARNER["update_start_step"], steps // 10),
-            save_interval=2,  # never: there is one epoch
-            logger_adapter=NoopAdapterFactory(),
-            show_progress=False,
-            callback=snapshot,
-        )
+        with contextlib.redirect_stdout(sys.stderr):  # d3rlpy logs to standard output
+            learner.fit_online(
+                recorder,
+                buffer=d3rlpy.dataset.create_fifo_replay_buffer(steps, env=recorder),
+                explorer=explorer,
+                n_steps=steps,
+                n_steps_per_epoch=steps,
+                update_start_step=min(LEARNER["update_start_step"], steps // 10),
+                save_interval=2,  # never: there is one epoch
+                logger_adapter=NoopAdapterFactory(),
+                show_progress=False,
+                callback=snapshot,
+            )
     finally:
         random.setstate(before[0])
         np.random.set_state(before[1])
@@ -191,7 +194,7 @@ def _network(module: Any, epsilon: float) -> dict[str, np.ndarray]:
     tensors = [tensor.detach().cpu().numpy().copy() for tensor in module.parameters()]
     weights = [tensor for tensor in tensors if tensor.ndim == 2]
     biases = [tensor for tensor in tensors if tensor.ndim == 1]
-    assert len(weights) == len(biases) == len(LEARNER["hidden_units"]) + 1  # type: ignore[arg-type]
+    assert len(weights) == len(biases) == len(LEARNER["hidden_units"]) + 1
     network = {f"weight{layer}": weight for layer, weight in enumerate(weights)}
     network |= {f"bias{layer}": bias for layer, bias in enumerate(biases)}
     return {**network, "epsilon": np.float64(epsilon)}

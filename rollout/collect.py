@@ -27,6 +27,7 @@ def collect(policy: Policy, environment: VectorEnv, steps: int, seed: int) -> Tr
 
     Returns:
         At most N * steps transitions, one copy's after another's, each copy's in order of time.
+        Where a copy's last episode has no end, its last step is truncated: more was not seen.
     """
     _check(environment, steps)
     observation, _ = environment.reset(seed=seed)
@@ -40,6 +41,7 @@ def collect(policy: Policy, environment: VectorEnv, steps: int, seed: int) -> Tr
         observation = following
     columns = [np.stack(column, axis=1) for column in zip(*rows, strict=True)]
     real = columns.pop()
+    columns[5][:, -1] |= ~columns[4][:, -1]
     observations, actions, rewards, following, terminated, truncated = (
         column[real] for column in columns
     )

@@ -113,22 +113,24 @@ def to_minari(transitions: Transitions, dataset_id: str, environment: str, **abo
     buffers = [
         EpisodeBuffer(
             id=number,
-            observations=np.concatenate(  # type: ignore[arg-type]
-                [episode.observations, episode.next_observations[-1:]]
-            ),
-            actions=episode.actions,  # type: ignore[arg-type]
-            rewards=episode.rewards,  # type: ignore[arg-type]
-            terminations=episode.terminated,  # type: ignore[arg-type]
-            truncations=episode.truncated,  # type: ignore[arg-type]
+            observations=np.concatenate([episode.observations, episode.next_observations[-1:]]),
+            actions=episode.actions,
+            rewards=episode.rewards,
+            terminations=episode.terminated,
+            truncations=episode.truncated,
         )
         for number, episode in enumerate(episodes(transitions))
     ]
+    # Minari warns about each of these that is left out.
+    keys = ("algorithm_name", "author", "author_email", "code_permalink", "description")
+    unknown = dict.fromkeys(keys, "none")
     minari.create_dataset_from_buffers(
         dataset_id=dataset_id,
         buffer=buffers,
         env=environment,
+        eval_env=environment,
         jpeg_encoding=False,  # lossy
-        **about,
+        **{**unknown, **about},
     )
 
 

@@ -52,7 +52,7 @@ def test_runs_share_internal_randomness_and_have_their_own_data(config, tmp_path
 def test_unrounded_results_differ_and_the_distance_says_how_much(config, tmp_path, capsys):
     out = tmp_path / "out"
     # The first of the runs is made in this process's stead and found finished.
-    arguments = ["replicate", config, "alphas=[1.0e-9]", "seed=5", "--runs", "2"]
+    arguments = ["replicate", config, "alphas=[1.0e-6]", "seed=5", "--runs", "2"]
     assert run([*arguments, "--out", str(out)]) == 0
     told = capsys.readouterr().out
     assert "2 runs of rl.lsvi; internal randomness: seed 0, shared" in told
