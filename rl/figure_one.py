@@ -164,6 +164,7 @@ def _summary(config: FQI, results: list[cells.Arrays], key: str) -> list[dict[st
                     "return_ci95": [mean - half, mean + half],
                     "pairwise_identity": float(np.mean(pairs)) if pairs else None,
                     "agreement_by_seed": shares,
+                    "pairwise_identity_by_seed": pairs,
                     "return_by_seed": by_seed,
                 }
             )
