@@ -219,11 +219,7 @@ def lsvi_ucb(
     values = np.zeros((replicas, mdp.horizon + 1, states))
     with one_thread():
         for t in range(rounds):
-            for r, draw in enumerate(generators):
-                counts = mdp.episode_counts(policies[-1][r], episodes, draw)
-                place = policies[-1][r][..., None, None]
-                old = np.take_along_axis(seen[r], place, axis=2)
-                np.put_along_axis(seen[r], place, old + counts[:, :, None], axis=2)
+            _play(mdp, policy, episodes, generators, seen)
             policy, previous = policy.copy(), values.copy()
             for h in reversed(range(mdp.horizon)):
                 visits = seen[:, h].sum(-1).reshape(replicas, -1)
@@ -244,15 +240,34 @@ def lsvi_ucb(
                     )
                 triangle = np.triu_indices(d)
                 trace.step(spread[:, *triangle], moment[:, *triangle], alpha_covariance)
-                inverse = np.linalg.inv(moment + regularization * np.eye(d))
-                widths = np.einsum("nd,rde,ne->rn", phi, inverse, phi)
-                q = rounded @ phi.T + beta * np.sqrt(np.maximum(widths, 0.0))
+                bonus = beta * _widths(phi, moment + regularization * np.eye(d))
                 most = mdp.horizon - h if cap == "remaining" else mdp.horizon
-                q = np.minimum(q, most).reshape(replicas, states, actions)
+                q = np.minimum(rounded @ phi.T + bonus, most).reshape(replicas, states, actions)
                 policy[:, h], values[:, h] = q.argmax(-1), q.max(-1)
                 estimates[:, h] = np.concatenate([rounded, moment[:, *triangle]], axis=1)
             policies.append(policy)
     return Learned(estimates, np.stack(policies, axis=1), trace)
+
+
+def _play(
+    mdp: LinearMDP,
+    policy: np.ndarray,
+    episodes: int,
+    generators: Sequence[np.random.Generator],
+    seen: np.ndarray,
+) -> None:
+    """Add the transitions of each replica's episodes to its counts `seen` [R, H, S, A, S']."""
+    for r, draw in enumerate(generators):
+        counts = mdp.episode_counts(policy[r], episodes, draw)
+        place = policy[r][..., None, None]
+        old = np.take_along_axis(seen[r], place, axis=2)
+        np.put_along_axis(seen[r], place, old + counts[:, :, None], axis=2)
+
+
+def _widths(phi: np.ndarray, moment: np.ndarray) -> np.ndarray:
+    """sqrt(phi^T moment^-1 phi) of every pair [R, N]."""
+    squares = np.einsum("nd,rde,ne->rn", phi, np.linalg.inv(moment), phi)
+    return np.sqrt(np.maximum(squares, 0.0))
 
 
 def _round(
