@@ -222,14 +222,9 @@ def lsvi_ucb(
             _play(mdp, policy, episodes, generators, seen)
             policy, previous = policy.copy(), values.copy()
             for h in reversed(range(mdp.horizon)):
-                visits = seen[:, h].sum(-1).reshape(replicas, -1)
-                gram = np.einsum("rn,nd,ne->rde", visits, phi, phi)
-                source = values if backup == "sweep" else previous
-                ahead = np.einsum("rsat,rt->rsa", seen[:, h], source[:, h + 1])
-                targets = visits * rewards[h].reshape(-1) + ahead.reshape(replicas, -1)
-                weights = ridge(
-                    gram, targets @ phi, episodes * (t + 1), regularization, normalization
-                )
+                ahead = (values if backup == "sweep" else previous)[:, h + 1]
+                gram, xy = _statistics(seen[:, h], phi, rewards[h].reshape(-1), ahead)
+                weights = ridge(gram, xy, episodes * (t + 1), regularization, normalization)
                 rounded = _round(weights, grid, alpha, weight_bound)
                 trace.step(weights, rounded, alpha)
                 spread = gram / episodes
@@ -262,6 +257,16 @@ def _play(
         place = policy[r][..., None, None]
         old = np.take_along_axis(seen[r], place, axis=2)
         np.put_along_axis(seen[r], place, old + counts[:, :, None], axis=2)
+
+
+def _statistics(
+    seen: np.ndarray, phi: np.ndarray, rewards: np.ndarray, ahead: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """sum phi phi^T [R, d, d] and sum phi (R + V(s')) [R, d] of counts [R, S, A, S'], V [R, S']."""
+    visits = seen.sum(-1).reshape(len(seen), -1)
+    following = np.einsum("rsat,rt->rsa", seen, ahead).reshape(len(seen), -1)
+    gram = np.einsum("rn,nd,ne->rde", visits, phi, phi)
+    return gram, (visits * rewards + following) @ phi
 
 
 def _widths(phi: np.ndarray, moment: np.ndarray) -> np.ndarray:
