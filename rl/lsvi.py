@@ -199,9 +199,8 @@ def lsvi_ucb(
         backup: whose V_{h+1} the regression at h uses. "sweep": this round's, from h = H-1 down, as
             in LSVI-UCB and in the proof of Lemma D.1; "previous": the last round's, as line 19
             prints it, which carries a reward back one step a round.
-        cap: cap_h = H - h, the most that the remaining steps can pay ("remaining"), or H as
-            printed ("horizon"). With H, unseen actions tie with seen ones that lead to unseen
-            ones, and exploration works its way back from the last step, a state at a time.
+        cap: cap_h = H - h ("remaining"), or H as printed ("horizon"): then unseen actions tie with
+            seen ones, and exploration works its way back from the last step, a state at a time.
         not_positive: see `regression.round_covariance`.
         weight_bound: bound on the weights' entries.
     """
@@ -209,13 +208,11 @@ def lsvi_ucb(
         raise ValueError(f"rounds={rounds}, episodes={episodes}; both must be at least 1")
     replicas, (states, actions, d) = len(generators), mdp.features.shape
     trace, rewards, phi = Trace(replicas), mdp.rewards, mdp.features.reshape(-1, d)
-    # Q^0 = lambda beta |phi|; its scale does not matter, only where it is largest.
-    start = np.linalg.norm(mdp.features, axis=-1).argmax(-1)
+    start = np.linalg.norm(mdp.features, axis=-1).argmax(-1)  # Q^0 = lambda beta |phi|
     policy = np.broadcast_to(start, (replicas, mdp.horizon, states)).copy()
     policies = [policy]
     estimates = np.zeros((replicas, mdp.horizon, d + d * (d + 1) // 2))
-    shape = (replicas, mdp.horizon, states, actions, states)
-    seen = np.zeros(shape, dtype=np.int64)
+    seen = np.zeros((replicas, mdp.horizon, states, actions, states), dtype=np.int64)
     values = np.zeros((replicas, mdp.horizon + 1, states))
     with one_thread():
         for t in range(rounds):
