@@ -84,6 +84,21 @@ EXPERIMENTS = {
         "alignment.on_policy:run",
         "the off-policy twin: the same objective on the first round's samples only",
     ),
+    "rl.fqi": Experiment(
+        "rl.config:FQI",
+        "rl.figure_one:run",
+        "replicable fitted Q-iteration on CartPole: return and identical weights against data",
+    ),
+    "rl.lsvi": Experiment(
+        "rl.config:LSVI",
+        "rl.frontier:run",
+        "R-LSVI on a linear MDP with a generative model: agreement against suboptimality",
+    ),
+    "rl.lsvi_ucb": Experiment(
+        "rl.config:LSVIUCB",
+        "rl.frontier:run",
+        "R-LSVI-UCB on a linear MDP in episodes: agreement against suboptimality",
+    ),
 }
 
 

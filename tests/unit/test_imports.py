@@ -27,6 +27,7 @@ LIGHT = [
     "rollout.files",
     "rollout.randomness",
     "rollout.store",
+    "rl.config",
 ]
 HEAVY = [
     "torch",

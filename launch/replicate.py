@@ -1,0 +1,201 @@
+"""How often does an experiment give the same result? Shared internal randomness, other data.
+
+N runs of one config that differ in `seed`. Where the config has an `internal_seed`, that is the
+algorithm's own randomness, and stays; where it has none (a language model's training), everything
+random follows the seed, and identity is not to be expected: then the distances tell.
+
+Two results are identical if their `weights_sha256` are: to the last bit.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from launch.config import ConfigError, ExperimentSettings, find, load
+from launch.parallel import Job, run_side_by_side
+from launch.provenance import cores
+from launch.run import default_out
+from rl.agreement import most_common_share, pairwise_identity, student, wilson
+from rollout.files import write_json
+
+# Where each experiment's summary says how good the result is.
+RETURNS = {
+    "alignment.sft": "heldout_loss",
+    "alignment.reward_training": "heldout_loss",
+    "alignment.on_policy": "rounds.-1.reward_mean",
+    "alignment.offline": "rounds.-1.reward_mean",
+    "rl.fqi": "cells.-1.return_mean",
+    "rl.lsvi": "cells.-1.suboptimality",
+    "rl.lsvi_ucb": "cells.-1.suboptimality",
+}
+
+
+def replicate(
+    config: str,
+    overrides: Sequence[str],
+    runs: int,
+    out: Path | None = None,
+    workers: int | None = None,
+    metric: str | None = None,
+) -> dict[str, Any]:
+    """Make the runs that are not there yet, and compare them all.
+
+    Args:
+        config: path or shipped name.
+        overrides: ``key.path=value``; `seed` here is the first of the N.
+        runs: N.
+        out: folder of the runs [default: runs/replicate/<the config's name>].
+        workers: runs at a time [default: one for each core].
+        metric: where in ``summary.json`` the return is, e.g. ``cells.0.return_mean``.
+
+    Returns:
+        The report, which is also in ``<out>/replicate.json``.
+
+    Raises:
+        ConfigError: bad input, or a run failed.
+    """
+    settings = load(config, overrides)
+    if runs < 2:
+        raise ConfigError(f"--runs {runs}: agreement is between two runs or more")
+    metric = metric or RETURNS[settings.experiment]
+    out = out or Path("runs") / "replicate" / default_out(find(config)).relative_to("runs")
+    jobs = [
+        Job(config, (*overrides, f"seed={settings.seed + number}"), out / f"run-{number:03d}")
+        for number in range(runs)
+    ]
+    # The first alone: it makes what all need (needed runs, recorded data).
+    for batch in (jobs[:1], jobs[1:]):
+        run_side_by_side(batch, workers or cores(), lambda: None, interval=0.2)
+        failed = [job for job in batch if job.status == "failed"]
+        if failed:
+            raise ConfigError(
+                f"{len(failed)} of {len(batch)} runs failed; the reason of the first is in "
+                f"{failed[0].log}. Repeat the command to continue with what is missing"
+            )
+        print(f"{sum(job.status == 'done' for job in jobs)}/{runs} runs", file=sys.stderr)
+    report = compare(settings, [job.out for job in jobs], metric)
+    write_json(out / "replicate.json", report)
+    return report
+
+
+def compare(settings: ExperimentSettings, paths: Sequence[Path], metric: str) -> dict[str, Any]:
+    """Identity, distance and return of finished runs that differ in `seed`.
+
+    Intervals are 95%: Wilson's for shares, with as many trials as disjoint pairs for pairwise
+    identity (all pairs are used, which are not independent; this is on the safe side), Student's
+    t for means. Distances are between disjoint pairs of runs.
+    """
+    summaries = [_summary(path) for path in paths]
+    hashes = [summary["weights_sha256"] for summary in summaries]
+    values = [_value(summary, metric) for summary in summaries]
+    share, pairs = most_common_share(hashes), pairwise_identity(hashes)
+    apart = [_distance(a, b) for a, b in zip(paths[::2], paths[1::2], strict=False)]
+    mean, half = student(values)
+    internal = getattr(settings, "internal_seed", None)
+    return {
+        "experiment": settings.experiment,
+        "runs": len(paths),
+        "internal_seed": internal,
+        "distinct_results": len(set(hashes)),
+        "most_common_share": share,
+        "most_common_share_ci95": wilson(share, len(paths)),
+        "pairwise_identity": pairs,
+        "pairwise_identity_ci95": wilson(pairs, len(paths) // 2),
+        "distance_mean": _mean(apart, 0),
+        "relative_distance_mean": _mean(apart, 1),
+        "largest_difference": max(one[2] for one in apart),
+        "metric": metric,
+        "return_mean": mean,
+        "return_ci95": [mean - half, mean + half],
+        "results": [
+            {"seed": summary["seed"], "weights_sha256": digest, "return": value}
+            for summary, digest, value in zip(summaries, hashes, values, strict=True)
+        ],
+    }
+
+
+def lines(report: Mapping[str, Any]) -> list[str]:
+    """The report for a person."""
+    internal = report["internal_seed"]
+    shared = "none to share" if internal is None else f"seed {internal}, shared"
+    low, high = report["most_common_share_ci95"]
+    pair_low, pair_high = report["pairwise_identity_ci95"]
+    return_low, return_high = report["return_ci95"]
+    return [
+        f"{report['runs']} runs of {report['experiment']}; internal randomness: {shared}",
+        f"  identical to the most common result  {report['most_common_share']:.3f}"
+        f"  [{low:.3f}, {high:.3f}]",
+        f"  pairs that are identical             {report['pairwise_identity']:.3f}"
+        f"  [{pair_low:.3f}, {pair_high:.3f}]",
+        f"  distinct results                     {report['distinct_results']}",
+        f"  distance of two results              {report['distance_mean']:.4g}"
+        f"  ({100 * report['relative_distance_mean']:.3g}% of their length; largest entry "
+        f"{report['largest_difference']:.3g})",
+        f"  {report['metric']:35}  {report['return_mean']:.4g}"
+        f"  [{return_low:.4g}, {return_high:.4g}]",
+    ]
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    import json
+
+    summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
+    if "weights_sha256" not in summary:
+        raise ConfigError(f"{path / 'summary.json'} has no weights_sha256 to compare results by")
+    return summary
+
+
+def _value(summary: Any, metric: str) -> float:
+    value = summary
+    for part in metric.split("."):
+        try:
+            value = value[int(part)] if isinstance(value, list) else value[part]
+        except (KeyError, IndexError, ValueError, TypeError):
+            keys = ", ".join(value) if isinstance(value, dict) else f"0 to {len(value) - 1}"
+            raise ConfigError(
+                f"--metric {metric}: summary.json has no '{part}' there; there are {keys}"
+            ) from None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(f"--metric {metric}: is {value!r}, should be a number")
+    return float(value)
+
+
+def _distance(a: Path, b: Path) -> tuple[float, float, float]:
+    """Euclidean distance of two results, the same over their length, and the largest difference."""
+    left, right = _weights(a), _weights(b)
+    if {name: array.shape for name, array in left.items()} != {
+        name: array.shape for name, array in right.items()
+    }:
+        raise ConfigError(f"{a} and {b} have weights of other names or shapes")
+    square = length = largest = 0.0
+    for name, array in left.items():
+        difference = np.abs(array.astype(np.float64) - right[name])
+        square += float(np.square(difference).sum())
+        length += float(np.square(array.astype(np.float64)).sum())
+        largest = max(largest, float(difference.max(initial=0.0)))
+    return square**0.5, (square / length) ** 0.5 if length else 0.0, largest
+
+
+def _weights(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a run's ``checkpoints/final``."""
+    folder = path / "checkpoints" / "final"
+    found: dict[str, np.ndarray] = {}
+    for file in sorted(folder.glob("*.npz")):
+        with np.load(file) as arrays:
+            found |= {f"{file.stem}/{name}": arrays[name] for name in arrays.files}
+    for file in sorted(folder.glob("*.safetensors")):
+        from safetensors.torch import load_file
+
+        found |= {name: tensor.float().numpy() for name, tensor in load_file(file).items()}
+    if not found:
+        raise ConfigError(f"{folder} holds neither .npz nor .safetensors to compare results by")
+    return found
+
+
+def _mean(rows: Sequence[tuple[float, ...]], column: int) -> float:
+    return float(np.mean([row[column] for row in rows]))

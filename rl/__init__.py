@@ -1,0 +1,1 @@
+"""Replicable reinforcement learning: equal internal randomness, other data, the same result."""

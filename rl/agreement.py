@@ -1,0 +1,123 @@
+"""How often do results agree? Identity is equality of bytes: `a.tobytes() == b.tobytes()`."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from rl.rounding import agreement_bound, agreement_probability
+
+NORMAL_975 = 1.959963984540054
+
+
+def identities(results: np.ndarray) -> np.ndarray:
+    """Number of the first replica with the same bytes, int64 [R], for results [R, ...]."""
+    results = np.ascontiguousarray(results)
+    first: dict[bytes, int] = {}
+    return np.array(
+        [first.setdefault(result.tobytes(), row) for row, result in enumerate(results)], dtype=int
+    )
+
+
+def most_common_share(labels: Sequence[object] | np.ndarray) -> float:
+    """Largest fraction of replicas with one result: the paper's measure (Figure 1).
+
+    At least 1/R by construction: with R = 100 replicas that all differ it is .01.
+    """
+    _, counts = np.unique(np.asarray(labels), return_counts=True)
+    return float(counts.max() / counts.sum())
+
+
+def pairwise_identity(labels: Sequence[object] | np.ndarray) -> float:
+    """Fraction of pairs with one result: unbiased for 1 - rho in Definition 2.2.
+
+    sum_c n_c (n_c - 1) / (R (R - 1)) over the classes c of equal results. Needs two replicas.
+    """
+    _, counts = np.unique(np.asarray(labels), return_counts=True)
+    total = int(counts.sum())
+    if total < 2:
+        raise ValueError(f"{total} run: agreement is between two or more")
+    return float((counts * (counts - 1)).sum() / (total * (total - 1)))
+
+
+def wilson(share: float, trials: int) -> tuple[float, float]:
+    """95% interval of a binomial share (Wilson): inside [0, 1], of some width also at 0 and 1."""
+    z = NORMAL_975
+    centre = share + z * z / (2 * trials)
+    half = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
+    scale = 1 + z * z / trials
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+
+
+def student(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
+    """Mean, and half-width of its 95% interval (Student's t); NaN for a single value."""
+    from scipy import stats
+
+    values = np.asarray(values, dtype=np.float64)
+    if len(values) < 2:
+        return float(values.mean()), math.nan
+    error = float(values.std(ddof=1)) / math.sqrt(len(values))
+    return float(values.mean()), float(stats.t.ppf(0.975, len(values) - 1)) * error
+
+
+def weights_sha256(arrays: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 over each array's name, dtype, shape and bytes, in order of name."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+class Trace:
+    """Follows replicas through the rounding steps of an algorithm: who still agrees, and why.
+
+    A step rounds estimates [R, ...] to a grid. Before step j the replicas fall into classes of
+    equal history. Within a class, steps are comparable: their estimates differ only by their data.
+    Over the pairs of all classes the step's exact probability of agreement p_j (the product form)
+    and Lemma 2.1's bound b_j are averaged, and the classes refined by what came out. Then
+
+        product = prod_j p_j            bound = 1 - sum_j (1 - b_j)
+
+    predict the share of pairs whose whole history agrees; the second is the paper's union bound.
+    Once no pair is left, product is 0 and bound is what it was, minus 1.
+    """
+
+    def __init__(self, replicas: int) -> None:
+        self.classes = np.zeros(replicas, dtype=int)
+        self.product = 1.0
+        self.bound = 1.0
+
+    def step(self, before: np.ndarray, after: np.ndarray, alpha: float | None) -> None:
+        """Note one rounding step: estimates before and after; `alpha` None: nothing was rounded."""
+        count = len(before)
+        before = before.reshape(count, -1)
+        pairs = [
+            (left, right)
+            for members in (np.flatnonzero(self.classes == c) for c in np.unique(self.classes))
+            for place, left in enumerate(members)
+            for right in members[place + 1 :]
+        ]
+        if not pairs:
+            self.product, self.bound = 0.0, self.bound - 1.0
+        elif alpha is None:
+            same = np.mean([np.array_equal(before[i], before[j]) for i, j in pairs])
+            self.product, self.bound = self.product * float(same), self.bound - 1 + float(same)
+        else:
+            left, right = np.array(pairs).T
+            difference = before[left] - before[right]
+            self.product *= float(agreement_probability(difference, alpha).mean())
+            self.bound -= 1.0 - float(agreement_bound(difference, alpha).mean())
+        after = np.ascontiguousarray(after)
+        keys: dict[tuple[int, bytes], int] = {}
+        self.classes = np.array(
+            [
+                keys.setdefault((int(old), result.tobytes()), row)
+                for row, (old, result) in enumerate(zip(self.classes, after, strict=True))
+            ],
+            dtype=int,
+        )

@@ -1,0 +1,179 @@
+"""Settings of the replicable linear experiments: what the paper's symbols are called here."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from rollout.settings import Settings
+
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Experiment(Settings):
+    """What every experiment of this family has."""
+
+    seed: int = Field(0, ge=0, description="seed of the data streams: independent of replicas")
+    internal_seed: int = Field(
+        0, ge=0, description="seed of the internal streams (r), which replicas share"
+    )
+    needs: list[str] = Field(
+        default_factory=list, description="configs whose runs this one uses; made first if missing"
+    )
+    internal_seeds: int = Field(
+        1, ge=1, description="how many internal seeds, from internal_seed on: a distribution"
+    )
+    runs: int = Field(100, ge=1, description="replicas for each internal seed and cell")
+
+    def internal(self) -> list[int]:
+        """The internal seeds."""
+        return list(range(self.internal_seed, self.internal_seed + self.internal_seeds))
+
+
+# -- fitted Q-iteration ----------------------------------------------------------------------------
+
+
+class FQIMethod(Settings):
+    """Fitted Q-iteration: the paper's procedure, and changes to it."""
+
+    backups: int = Field(5, ge=1, description='"5 rounds of value backups"')
+    gamma: float = Field(0.99, ge=0, lt=1, description="discount")
+    alpha: Positive | None = Field(0.2, description="width of the rounding grid; null: unrounded")
+    bound: float = Field(1e6, gt=0, description="largest weight that can be rounded, -b_s = b_e")
+    rounding: Literal["every", "last"] = Field(
+        "every", description="round each backup's weights (the paper), or only the final ones"
+    )
+    average: int = Field(
+        1, ge=1, description="mean of the last so many backups' weights, then rounded; 1: the last"
+    )
+    median_of: int = Field(
+        1, ge=1, description="split the data in so many parts, and take the median of their weights"
+    )
+
+    @model_validator(mode="after")
+    def _possible(self) -> FQIMethod:
+        if self.average > self.backups:
+            raise ValueError(f"average={self.average} must be at most backups={self.backups}")
+        if self.median_of % 2 == 0:
+            raise ValueError(
+                f"median_of={self.median_of} must be odd: the median of an even number of "
+                "midpoints may lie between two of them"
+            )
+        return self
+
+
+class FQI(Experiment):
+    """Replicable fitted Q-iteration on CartPole over random Fourier features (Figure 1)."""
+
+    experiment: Literal["rl.fqi"]
+    data: str = Field(
+        "dqn-replay",
+        description="'dqn-replay' (recorded here), 'd3rlpy:cartpole-replay', 'minari:ID', or the "
+        "path of a Minari data set or a RoundStore",
+    )
+    data_size: int = Field(100_000, ge=1, description="transitions in the set: fraction 1")
+    data_seed: int = Field(0, ge=0, description="seed of the recorded replay")
+    protocol: Literal["subsample", "resample", "fresh"] = Field(
+        "subsample",
+        description="each run's data: a random part of the one set (the paper's), independent "
+        "draws with replacement from it, or newly collected by the learner's snapshots",
+    )
+    fractions: list[Annotated[float, Field(gt=0, le=1)]] = Field(
+        min_length=1, description="data of a run, as a share of data_size"
+    )
+    lambdas: list[Positive] = Field(min_length=1, description="lambda, ridge regularization")
+    features: int = Field(16, ge=1, description="D, number of random Fourier features")
+    bandwidth: float = Field(0.7, gt=0, description="of the features' Gaussian kernel")
+    method: FQIMethod = FQIMethod()
+    baseline: bool = Field(True, description="also without regularization and rounding")
+    episodes: int = Field(10, ge=1, description="episodes behind the return of a run")
+
+    @model_validator(mode="after")
+    def _fresh_data_come_from_the_recorded_learner(self) -> FQI:
+        if self.protocol == "fresh" and self.data != "dqn-replay":
+            raise ValueError(
+                f"protocol=fresh with data={self.data!r}: only 'dqn-replay' has the learner's "
+                "snapshots that can act anew; use protocol=resample for independent draws"
+            )
+        return self
+
+
+# -- least-squares value iteration -----------------------------------------------------------------
+
+
+class MDP(Settings):
+    """A finite linear MDP with known optimal values."""
+
+    family: Literal["random", "simplex", "chain"] = Field(description="see rl.linear_mdp")
+    states: int = Field(12, ge=2, description="|S|, or the length of the chain")
+    actions: int = Field(4, ge=1, description="|A|; the chain has 2")
+    dimension: int = Field(5, ge=1, description="d; the chain has 2 |S|")
+    horizon: int = Field(5, ge=1, description="H")
+    slip: float = Field(
+        0.0, ge=0, lt=1, description="probability that a step along the chain fails"
+    )
+    seed: int = Field(
+        0, ge=0, description="seed of the MDP itself, no part of any run's randomness"
+    )
+
+
+class Theory(Settings):
+    """What is asked of the theorems, for widths of the grid and sample sizes."""
+
+    epsilon: float = Field(0.1, gt=0, lt=1, description="epsilon, suboptimality")
+    delta: float = Field(0.01, gt=0, lt=1, description="delta, failure probability")
+    rho: float = Field(0.2, gt=0, lt=1, description="rho, allowed disagreement")
+
+    @model_validator(mode="after")
+    def _room(self) -> Theory:
+        if self.rho <= 2 * self.delta:
+            raise ValueError(
+                f"rho={self.rho} must exceed 2 delta = {2 * self.delta}: either of two runs may "
+                "fail with probability delta"
+            )
+        return self
+
+
+class _Linear(Experiment):
+    mdp: MDP
+    alphas: list[Positive | Literal["theory"]] = Field(
+        min_length=1, description="widths of the grid; 'theory' is the paper's, from `theory`"
+    )
+    samples: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
+    regularization: float = Field(gt=0, description="lambda")
+    normalization: Literal["mean", "sum"] = Field(
+        "mean", description="of the regression: over n (Theorem 3.1), or as Algorithm 2 prints it"
+    )
+    weight_bound: float = Field(1e6, gt=0, description="bound on the weights' entries")
+    theory: Theory = Theory()
+    baseline: bool = Field(True, description="also without rounding")
+
+
+class LSVI(_Linear):
+    """R-LSVI with a core set and a generative model (Algorithm 4)."""
+
+    experiment: Literal["rl.lsvi"]
+    samples: list[Annotated[int, Field(ge=1)]] = Field(
+        min_length=1, description="M, next states for each step h"
+    )
+
+
+class LSVIUCB(_Linear):
+    """R-LSVI-UCB in episodes (Algorithm 5)."""
+
+    experiment: Literal["rl.lsvi_ucb"]
+    samples: list[Annotated[int, Field(ge=1)]] = Field(
+        min_length=1, description="M, trajectories in each round"
+    )
+    rounds: int = Field(ge=1, description="T")
+    beta: float = Field(ge=0, description="beta, scale of the bonus; 0 is greedy")
+    backup: Literal["sweep", "previous"] = Field(
+        "sweep", description="V of this round (as proved), or of the last one (as printed)"
+    )
+    cap: Literal["remaining", "horizon"] = Field(
+        "remaining", description="values are at most H - h, or at most H (as printed)"
+    )
+    not_positive: Literal["project", "raise", "keep"] = Field(
+        "project", description="what to do with a rounded covariance that is not positive"
+    )

@@ -1,0 +1,160 @@
+"""`reprise replicate` and `reprise bounds`: how often results agree, and what theory asks for."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from launch import bounds, replicate
+from launch.cli import main
+from launch.config import ConfigError, load
+
+CONFIG = {
+    "experiment": "rl.lsvi",
+    "mdp": {"family": "simplex", "states": 4, "actions": 2, "dimension": 3, "horizon": 2},
+    "alphas": [0.5],
+    "samples": [1_000_000_000],
+    "runs": 1,
+    "baseline": False,
+    "regularization": 1e-4,
+}
+
+
+@pytest.fixture
+def config(tmp_path):
+    file = tmp_path / "tiny.yaml"
+    file.write_text("# Tiny.\n" + yaml.safe_dump(CONFIG))
+    return str(file)
+
+
+def run(arguments):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    return stop.value.code
+
+
+def test_runs_share_internal_randomness_and_have_their_own_data(config, tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = ["replicate", config, "--runs", "3", "--out", str(out), "--format", "json"]
+    assert run(arguments) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report == json.loads((out / "replicate.json").read_text())
+    assert [result["seed"] for result in report["results"]] == [0, 1, 2]
+    assert report["most_common_share"] == report["pairwise_identity"] == 1.0
+    assert report["distinct_results"] == 1 and report["distance_mean"] == 0.0
+    low, high = report["pairwise_identity_ci95"]
+    assert low < 0.9 and high == 1.0  # one disjoint pair proves little
+    configs = [yaml.safe_load((out / f"run-00{i}" / "config.yaml").read_text()) for i in range(3)]
+    assert {one["internal_seed"] for one in configs} == {0}
+
+
+def test_unrounded_results_differ_and_the_distance_says_how_much(config, tmp_path, capsys):
+    out = tmp_path / "out"
+    # The first of the runs is made in this process's stead and found finished.
+    arguments = ["replicate", config, "alphas=[1.0e-6]", "seed=5", "--runs", "2"]
+    assert run([*arguments, "--out", str(out)]) == 0
+    told = capsys.readouterr().out
+    assert "2 runs of rl.lsvi; internal randomness: seed 0, shared" in told
+    report = json.loads((out / "replicate.json").read_text())
+    assert report["pairwise_identity"] == 0.0 and report["most_common_share"] == 0.5
+    assert [result["seed"] for result in report["results"]] == [5, 6]
+    left, right = (
+        np.load(out / f"run-00{i}" / "checkpoints" / "final" / "weights.npz") for i in range(2)
+    )
+    [name] = left.files
+    assert report["distance_mean"] == pytest.approx(np.linalg.norm(left[name] - right[name]))
+    assert 0 < report["relative_distance_mean"] < 1e-2
+    assert report["metric"] == "cells.-1.suboptimality"
+
+
+def finished(path, seed, digest, value, weights):
+    (path / "checkpoints" / "final").mkdir(parents=True)
+    np.savez(path / "checkpoints" / "final" / "weights.npz", w=np.array(weights))
+    summary = {"seed": seed, "weights_sha256": digest, "cells": [{"return_mean": value}]}
+    (path / "summary.json").write_text(json.dumps(summary))
+    return path
+
+
+def test_numbers_worked_out_by_hand(config, tmp_path):
+    paths = [
+        finished(tmp_path / str(i), i, digest, value, weights)
+        for i, (digest, value, weights) in enumerate(
+            [
+                ("a", 1.0, [3.0, 4.0]),
+                ("a", 2.0, [3.0, 4.0]),
+                ("b", 3.0, [0.0, 5.0]),
+                ("a", 4.0, [3.0, 1.0]),
+            ]
+        )
+    ]
+    report = replicate.compare(load(config), paths, "cells.0.return_mean")
+    assert report["most_common_share"] == 0.75
+    assert report["pairwise_identity"] == 0.5  # 3 of 6 pairs
+    assert report["distance_mean"] == 2.5  # 0 and 5
+    assert report["largest_difference"] == 4.0
+    assert report["return_mean"] == 2.5
+    # Student's t with 3 degrees of freedom: 3.182 * 1.291 / 2
+    assert report["return_ci95"] == pytest.approx([2.5 - 2.0541, 2.5 + 2.0541], abs=1e-3)
+    with pytest.raises(ConfigError, match="there are return_mean"):
+        replicate.compare(load(config), paths, "cells.0.reward")
+    with pytest.raises(ConfigError, match="should be a number"):
+        replicate.compare(load(config), paths, "cells.0")
+
+
+def test_a_failed_run_is_reported_with_its_log(config, tmp_path, capsys):
+    code = run(["replicate", config, "weight_bound=0.001", "--out", str(tmp_path / "out")])
+    assert code == 2
+    assert "run-000.log" in capsys.readouterr().err
+    assert "widen the bounds" in (tmp_path / "out" / "run-000.log").read_text()
+
+
+def test_every_experiment_says_where_its_return_is():
+    from launch.config import EXPERIMENTS
+
+    assert set(EXPERIMENTS) == set(replicate.RETURNS)
+
+
+# -- bounds ----------------------------------------------------------------------------------------
+
+
+def test_bounds_prints_every_theorem(capsys):
+    assert run(["bounds", "--format", "json", "--dimension", "3"]) == 0
+    rows = json.loads(capsys.readouterr().out)["theorems"]
+    assert [row["theorem"] for row in rows] == ["3.1", "3.2", "3.3", "4.1", "4.2"]
+    assert all(row["samples"] > 1e3 for row in rows)
+    assert run(["bounds"]) == 0
+    assert "R-LSVI-UCB" in capsys.readouterr().out
+
+
+def test_bounds_refuses_what_no_theorem_covers(capsys):
+    assert run(["bounds", "--rho", "0.02", "--delta", "0.01"]) == 2
+    assert "rho must exceed 2 delta" in capsys.readouterr().err
+
+
+def summary_with(tmp_path, agreement):
+    (tmp_path / "run").mkdir()
+    theory = {"epsilon": 0.1, "delta": 0.01, "rho": 0.2, "theorem": "4.1", "samples": 1e20}
+    cells = [
+        {"samples": n, "alpha": 0.2, "agreement_weights": a, "suboptimality": 0.01}
+        for n, a in agreement
+    ]
+    summary = {"experiment": "rl.lsvi", "theory": theory, "cells": cells}
+    (tmp_path / "run" / "summary.json").write_text(json.dumps(summary))
+    return tmp_path / "run"
+
+
+def test_bounds_beside_what_a_run_needed(tmp_path, capsys):
+    path = summary_with(tmp_path, [(100, 0.1), (1000, 0.85), (10000, 1.0)])
+    assert bounds.needed(path)["needed"] == 1000
+    assert bounds.needed(path)["ratio"] == pytest.approx(1e17)
+    assert run(["bounds", "--run", str(path)]) == 0
+    assert "reached with 1e+03 samples" in capsys.readouterr().out
+
+
+def test_bounds_says_when_no_cell_was_good_enough(tmp_path):
+    path = summary_with(tmp_path, [(100, 0.1)])
+    assert bounds.needed(path)["needed"] is None
+    assert "no cell reached" in bounds.lines([], bounds.needed(path))[-1]
+    with pytest.raises(ConfigError, match="no finished run"):
+        bounds.needed(tmp_path)
