@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from alignment.training_arguments import TrainingArgumentsDict
 from rollout.settings import Sampling, Settings
@@ -102,6 +102,9 @@ class _Supervised(Experiment):
     batch_size: int = Field(
         ge=1, description="examples (or pairs) per optimizer step, over all processes"
     )
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon: Muon for hidden matrices, AdamW for the rest"
+    )
     train: TrainingArgumentsDict = Field(
         default_factory=dict, description="transformers.TrainingArguments"
     )
@@ -155,6 +158,9 @@ class RewardTraining(_Supervised):
     experiment: Literal["alignment.reward_training"]
     model: str = Field(
         description="run, folder or Hub name of the language model whose body it starts from"
+    )
+    extra_layers: int = Field(
+        0, ge=0, description="blocks put on top of the body; at first they change nothing"
     )
     pairs_per_prompt: int = Field(
         1, ge=1, description="pairs made for each prompt when the data has no rejected answers"
@@ -257,7 +263,7 @@ class _Alignment(Experiment):
     )
     objective: Objective
     rounds: int = Field(ge=1, description="K, number of policy updates")
-    prompts_per_round: int | list[Annotated[int, Field(ge=1)]] | None = Field(
+    prompts_per_round: PositiveInt | list[PositiveInt] | None = Field(
         None, description="n_k: one size, one per round, or null for all prompts"
     )
     batch_size: int = Field(ge=1, description="pairs per optimizer step, over all processes")

@@ -120,6 +120,7 @@ def _say(text: str) -> None:
 def _read(name: str, split: str) -> Dataset:
     """A split of a local file or folder, or of a data set on the Hub."""
     from datasets import load_dataset, load_from_disk
+    from datasets.exceptions import DatasetGenerationError
 
     from alignment.models import require_on_hub
 
@@ -132,7 +133,13 @@ def _read(name: str, split: str) -> Dataset:
         found = _files_by_split(path)
         first = found[_known(split, list(found), name)]
         kind = FILE_KINDS[Path(first[0]).suffix]
-        return load_dataset(kind, data_files={split: first}, split=split)
+        try:
+            return load_dataset(kind, data_files={split: first}, split=split)
+        except DatasetGenerationError as error:
+            raise ValueError(
+                f"data.name={name!r}: {', '.join(first)} cannot be read as {kind}: "
+                f"{error.__cause__ or error}"
+            ) from error
     if path.suffix in FILE_KINDS:
         raise ValueError(f"data.name={name!r}: there is no such file; check the path")
     require_on_hub(name, "dataset", "data.name")
@@ -196,10 +203,19 @@ def _shape(
     kept = rows.select_columns(sorted(set(wanted.values())))
     if data.name == "docstrings":  # text already, and `group` says which rows are related
         return rows.select_columns([*wanted, "group"])
+    for index, row in enumerate(kept):
+        for column in wanted.values():
+            if not isinstance(row[column], str | list) or row[column] == []:
+                raise ValueError(
+                    f"data.name={data.name!r}: row {index} has {row[column]!r} as {column!r}; "
+                    "it should be text or a conversation: correct or drop the row"
+                )
     shaped = Dataset.from_list([_as_text(row, wanted, tokenizer) for row in kept])
     for index, prompt in enumerate(shaped["prompt"]):
         if not prompt.strip():
-            raise ValueError(f"data.name={data.name!r}: the prompt of row {index} is empty")
+            raise ValueError(
+                f"data.name={data.name!r}: the prompt of row {index} is empty; drop the row"
+            )
     return shaped
 
 

@@ -9,14 +9,17 @@ opt-in, pinned to a commit.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -109,7 +112,14 @@ def load_tokenizer(name: str, key: str = "model") -> PreTrainedTokenizerBase:
     Raises:
         ValueError: no EOS, or no PAD distinct from EOS (padding would hide the end of a text).
     """
-    tokenizer = AutoTokenizer.from_pretrained(resolve_model(name, key))
+    folder = resolve_model(name, key)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{key}={name!r}: no tokenizer can be loaded from {folder} "
+            f"({_first_line(error)}); save one there with `save_pretrained`"
+        ) from error
     if tokenizer.eos_token_id is None:
         raise ValueError(f"{key}={name!r}: its tokenizer has no EOS token; completions need one")
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
@@ -181,16 +191,26 @@ def _load_strictly(
     auto: Any, name: str, key: str, dtype: str, attention: str | None, **remote: Any
 ) -> PreTrainedModel:
     folder = resolve_model(name, key)
-    model, info = auto.from_pretrained(
-        folder,
-        dtype=getattr(torch, dtype) if dtype != "auto" else "auto",
-        attn_implementation=attention,
-        use_safetensors=True,
-        output_loading_info=True,
-        **{"trust_remote_code": False, **remote},
-    )
+    try:
+        model, info = auto.from_pretrained(
+            folder,
+            dtype=getattr(torch, dtype) if dtype != "auto" else "auto",
+            attn_implementation=attention,
+            use_safetensors=True,
+            output_loading_info=True,
+            **{"trust_remote_code": False, **remote},
+        )
+    except (OSError, ImportError, SafetensorError) as error:
+        raise ValueError(
+            f"{key}={name!r} cannot be loaded ({_first_line(error)}): it should be whole, in "
+            f"safetensors, and able to run with attention={attention!r} here"
+        ) from error
     _refuse_mismatch(info, f"{key}={name!r}")
     return model
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [repr(error)])[0]
 
 
 def _refuse_mismatch(info: Mapping[str, Any], what: str) -> None:
@@ -265,21 +285,36 @@ def new_policy(
         return AutoModelForCausalLM.from_config(config)
 
 
-def reward_model_from(policy: PreTrainedModel, seed: int) -> PreTrainedModel:
+def reward_model_from(policy: PreTrainedModel, seed: int, extra_layers: int = 0) -> PreTrainedModel:
     """A reward model with the body of `policy` and a fresh head with one output.
 
-    The head starts at 0, so that before training every text scores the same.
+    The head starts at 0, so that before training every text scores the same. `extra_layers` are
+    put on top of the body; what they write starts at 0, so that at first they change nothing. They
+    give a shallow model room to sum up, at the last token, what the layers below found out.
     """
     settings = policy.config.to_dict()
-    for labels in ("id2label", "label2id"):
+    for labels in ("id2label", "label2id", "layer_types"):
         settings.pop(labels, None)
+    settings["num_hidden_layers"] += extra_layers
     config = type(policy.config).from_dict({**settings, "num_labels": 1})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForSequenceClassification.from_config(config, dtype=policy.dtype)
-    model.base_model.load_state_dict(policy.base_model.state_dict(), strict=True)
+    added = model.base_model.layers[len(model.base_model.layers) - extra_layers :]
+    with torch.no_grad():
+        for layer in added:
+            outputs = [p for name, p in layer.named_parameters() if _OUTPUT.search(name)]
+            assert outputs, f"unknown layer {type(layer).__name__}"
+            for parameter in outputs:
+                parameter.zero_()
+    body = model.base_model.state_dict()
+    model.base_model.load_state_dict({**body, **policy.base_model.state_dict()}, strict=True)
     torch.nn.init.zeros_(model.score.weight)
     return model
+
+
+# Matrices through which attention and the feed-forward part write to the residual stream.
+_OUTPUT = re.compile(r"(attention\.dense|mlp\.dense_4h_to_h|self_attn\.o_proj|mlp\.down_proj)\.")
 
 
 # --- identity and resuming ---------------------------------------------------------------------
@@ -309,6 +344,7 @@ def load_weights_strictly(model: torch.nn.Module, folder: str | os.PathLike[str]
     assert isinstance(model, PreTrainedModel)
     loaded, info = type(model).from_pretrained(
         folder,
+        config=copy.deepcopy(model.config),
         dtype=model.dtype,
         use_safetensors=True,
         output_loading_info=True,
@@ -364,7 +400,13 @@ class StrictCheckpoints:
     """
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        try:
+            super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        except (OSError, RuntimeError, SafetensorError) as error:
+            explained = files.explain_full_disk(error, Path(self.args.output_dir))  # type: ignore[attr-defined]
+            if explained is error:
+                raise
+            raise explained from error
         self.accelerator.wait_for_everyone()  # type: ignore[attr-defined]
         if self.args.should_save:  # type: ignore[attr-defined]
             step = self.state.global_step  # type: ignore[attr-defined]

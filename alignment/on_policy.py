@@ -35,8 +35,14 @@ from alignment.evaluate import evaluate
 from alignment.models import load_policy, load_tokenizer, weights_sha256
 from alignment.pairs import Targets, make_targets, select_pairs
 from alignment.reward import RewardModel
-from alignment.update import minibatch_order, remove_update_checkpoints, update
+from alignment.update import (
+    minibatch_order,
+    remove_update_checkpoints,
+    training_arguments,
+    update,
+)
 from rollout import files
+from rollout.generate import check_prompts
 from rollout.randomness import Streams
 from rollout.run_dir import RunDir
 from rollout.store import RoundStore
@@ -67,11 +73,16 @@ class _Loop:
         self.offline = isinstance(config, Offline)
         self.streams = Streams(config.seed)
         self.device = PartialState().device
+        training_arguments(config, run_dir.checkpoints, run_dir.world)  # refuses what is wrong
         self.tokenizer = load_tokenizer(config.policy, "policy")
         self.train_prompts = load_prompts(config, config.data.split, self.tokenizer)
         self.held_out = load_prompts(config, config.evaluation.split, self.tokenizer)
         self.sizes = self._round_sizes()
         self.initial = self._load(config.policy)
+        for prompts in (self.train_prompts, self.held_out):
+            check_prompts(self.initial, prompts.ids, config.sampling)
+        if isinstance(config, Offline) and config.replay:
+            self._check_replay(config.replay, config.replay_round)
         self.reward = RewardModel(
             config.reward,
             self.tokenizer,
@@ -112,7 +123,7 @@ class _Loop:
     def collect(self, k: int) -> Completions:
         """D_k: sampled from pi_k on-policy; offline always D_0, perhaps another run's."""
         self._started = time.monotonic()
-        if self.offline and self.config.replay:
+        if isinstance(self.config, Offline) and self.config.replay:
             store = RoundStore(Path(self.config.replay) / "rounds")
             completions = store.read(self.config.replay_round).data
         else:
@@ -176,6 +187,7 @@ class _Loop:
 
     def summary(self) -> dict[str, Any]:
         """The fields of ``summary.json`` that belong to this experiment."""
+        PartialState().wait_for_everyone()  # the last measurement is the main process's to write
         measured = self._measured()
         if self.run_dir.is_main:
             files.link(
@@ -227,7 +239,33 @@ class _Loop:
                 f"prompts_per_round={max(sizes)} exceeds the {available} prompts of "
                 f"data.name={self.config.data.name!r}; lower it, or use more data"
             )
+        if min(sizes) < self.config.batch_size:
+            raise ValueError(
+                f"batch_size={self.config.batch_size} exceeds the {min(sizes)} pairs of a round; "
+                "lower batch_size or raise prompts_per_round"
+            )
+        if self.config.evaluation.prompts > len(self.held_out):
+            raise ValueError(
+                f"evaluation.prompts={self.config.evaluation.prompts} exceeds the "
+                f"{len(self.held_out)} prompts of evaluation.split="
+                f"{self.config.evaluation.split!r}; lower it, or use a larger split"
+            )
         return sizes
+
+    def _check_replay(self, replay: str, index: int) -> None:
+        store = RoundStore(Path(replay) / "rounds")
+        if index not in store.rounds():
+            raise ValueError(
+                f"replay={replay!r}, replay_round={index}: no such finished round; finished ones "
+                f"there: {store.rounds() or 'none'}. Name a run directory that holds the round"
+            )
+        drawn_by, ours = store.manifest(index)["policy"], weights_sha256(self.initial.state_dict())
+        if drawn_by != ours:
+            raise ValueError(
+                f"replay={replay!r}, replay_round={index}: drawn by a policy with weights "
+                f"{drawn_by[:12]}, while policy={self.config.policy!r} has {ours[:12]}; name the "
+                "policy that drew it"
+            )
 
     def _last_saved(self) -> int:
         names = [path.name for path in self.run_dir.checkpoints.glob("round-*")]

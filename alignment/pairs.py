@@ -6,6 +6,7 @@ round under the same or another objective gives the same pairs and labels withou
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,7 +73,7 @@ def select_pairs(completions: Completions, selection: str) -> Pairs:
     )
 
 
-def identical(first_ids: list[np.ndarray], second_ids: list[np.ndarray]) -> np.ndarray:
+def identical(first_ids: Sequence[np.ndarray], second_ids: Sequence[np.ndarray]) -> np.ndarray:
     """Whether the two completions of each pair are the same tokens; shape (pairs,), bool."""
     return np.array(
         [np.array_equal(a, b) for a, b in zip(first_ids, second_ids, strict=True)], dtype=bool

@@ -101,7 +101,9 @@ class RewardModel:
         else:
             question = self.policy_tokenizer.decode(prompt, skip_special_tokens=True)
             ids = self.tokenizer(question + answer)["input_ids"]
-            if terminated and ids[-1] != self.tokenizer.eos_token_id:
+            if ids[-1] == self.tokenizer.eos_token_id:
+                ids = ids[:-1]  # some tokenizers close every text, a cut one too
+            if terminated:
                 ids = [*ids, self.tokenizer.eos_token_id]
         return np.asarray(ids, dtype=np.int64)
 

@@ -71,7 +71,9 @@ def run(config: RewardTraining, run_dir: RunDir) -> dict[str, Any]:
         policy = load_policy(config.model, attention=config.attention)
         training, heldout = _pairs(config, tokenizer, streams, run_dir, policy=policy)
         assert training is not None
-        model = reward_model_from(policy, streams.internal_seed_for("reward head"))
+        model = reward_model_from(
+            policy, streams.internal_seed_for("reward head"), config.extra_layers
+        )
         model.set_attn_implementation(config.attention)
         model.config.pad_token_id = tokenizer.pad_token_id
         _train(model, tokenizer, training, heldout, config, run_dir, streams)

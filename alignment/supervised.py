@@ -26,6 +26,8 @@ from transformers import (
 
 from alignment.config import SFT, RewardTraining
 from alignment.models import StrictCheckpoints, last_complete_checkpoint
+from alignment.muon import MuonAdamW
+from alignment.training_arguments import make_training_arguments
 from rollout.run_dir import RunDir
 
 BUCKET = 32  # optimizer steps whose examples are sorted by length together
@@ -106,6 +108,7 @@ def fit(
         processing_class=tokenizer,
     )
     trainer.remove_callback(PrinterCallback)
+    trainer.with_muon = config.optimizer == "muon"
     trainer.loss, trainer.peek, trainer.run_dir = loss, peek, run_dir
     trainer.peek_every = max(1, steps // PEEKS)
     resumable = last_complete_checkpoint(folder)
@@ -159,7 +162,7 @@ def _training_arguments(
         "remove_unused_columns": False,
         "logging_nan_inf_filter": False,
     }
-    return TrainingArguments(**{**defaults, **config.train, **derived})
+    return make_training_arguments({**defaults, **config.train, **derived})
 
 
 class SupervisedTrainer(StrictCheckpoints, Trainer):
@@ -170,6 +173,7 @@ class SupervisedTrainer(StrictCheckpoints, Trainer):
     peek_every: int
     run_dir: RunDir
     progress: Any
+    with_muon: bool
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -217,6 +221,18 @@ class SupervisedTrainer(StrictCheckpoints, Trainer):
                 values |= self.peek()
             self.model.train()
         self.run_dir.log(step=step, **values)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """AdamW as the library makes it, or Muon."""
+        if self.with_muon and self.optimizer is None:
+            arguments = self.args
+            self.optimizer = MuonAdamW(
+                model or self.model,
+                arguments.learning_rate,
+                (arguments.adam_beta1, arguments.adam_beta2),
+                arguments.weight_decay,
+            )
+        return super().create_optimizer(model)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(train_dataset or self.train_dataset)

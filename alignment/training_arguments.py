@@ -12,9 +12,12 @@ import functools
 import importlib.util
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 DERIVED = {
     "output_dir": "the run directory decides it",
@@ -102,6 +105,26 @@ def check_training_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
     if problems:
         raise ValueError("; ".join(problems))
     return arguments
+
+
+def make_training_arguments(arguments: dict[str, Any]) -> TrainingArguments:
+    """Build the class itself, which judges values that a type cannot.
+
+    Raises:
+        ValueError: what the class refuses, such as an unknown scheduler or optimizer.
+    """
+    from transformers import TrainingArguments
+
+    try:
+        made = TrainingArguments(**arguments)
+    except (ValueError, ImportError) as error:
+        raise ValueError(f"train: transformers.TrainingArguments refuses it: {error}") from error
+    if made.eval_strategy != "no":
+        raise ValueError(
+            f"train.eval_strategy={arguments['eval_strategy']!r}: every experiment measures itself "
+            "on held-out data, and the Trainer is given none; leave it out"
+        )
+    return made
 
 
 def _fits(value: Any, annotation: str) -> bool:

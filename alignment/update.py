@@ -35,6 +35,7 @@ from alignment.logprobs import completion_logprobs, pad_completions
 from alignment.models import StrictCheckpoints, last_complete_checkpoint
 from alignment.objectives import pair_losses
 from alignment.pairs import Targets
+from alignment.training_arguments import make_training_arguments
 from rollout.run_dir import RunDir
 from rollout.types import Pairs
 
@@ -72,7 +73,7 @@ def training_arguments(config: OnPolicy | Offline, folder: Path, world: int) -> 
     """The config's ``train:`` section with what follows from the rest of the config.
 
     Raises:
-        ValueError: `batch_size` cannot be split over the processes.
+        ValueError: `batch_size` cannot be split over the processes, or `train:` is refused.
     """
     per_device = config.train.get("per_device_train_batch_size", 8)
     if config.batch_size % (per_device * world):
@@ -99,7 +100,7 @@ def training_arguments(config: OnPolicy | Offline, folder: Path, world: int) -> 
         "remove_unused_columns": False,
         "logging_nan_inf_filter": False,
     }
-    return TrainingArguments(**{**defaults, **config.train, **derived})
+    return make_training_arguments({**defaults, **config.train, **derived})
 
 
 def update(
@@ -250,7 +251,10 @@ class RoundTrainer(StrictCheckpoints, Trainer):
         super().log(logs, start_time)
         if "loss" not in logs:
             return
-        watched = {name: torch.cat(parts).mean().item() for name, parts in self._watched.items()}
+        watched = {
+            name: self.accelerator.gather(torch.cat(parts)).mean().item()
+            for name, parts in self._watched.items()
+        }
         self._watched.clear()
         self.run_dir.log(
             round=self.round,

@@ -38,6 +38,10 @@ class ExperimentSettings(Protocol):
     def seed(self) -> int:
         """Seed of every random stream."""
 
+    @property
+    def needs(self) -> list[str]:
+        """Shipped configs whose finished runs this one starts from."""
+
     def model_dump(self, *, mode: str) -> dict[str, Any]:
         """The settings as plain values."""
 

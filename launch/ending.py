@@ -49,6 +49,9 @@ def exit_status(work: Callable[[], object]) -> int:
         else:
             _say(f"error: {error.strerror or error}")
         return FAILED
+    except FloatingPointError as error:  # training diverged: ours to say, there is no bug to trace
+        _say(f"error: {error}")
+        return FAILED
     except Exception:
         traceback.print_exc()
         return FAILED

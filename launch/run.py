@@ -30,7 +30,7 @@ from launch.config import (
 )
 from launch.ending import is_bad_input
 from launch.provenance import provenance
-from rollout.files import write_json, write_text
+from rollout.files import is_leftover, remove_leftovers, write_json, write_text
 from rollout.run_dir import RunDir
 
 
@@ -120,7 +120,7 @@ def state_of(path: Path, settings: ExperimentSettings) -> str:
     Raises:
         ConfigError: `path` holds something else, or the run of another config.
     """
-    if not path.exists() or (path.is_dir() and not set(os.listdir(path)) - {".lock"}):
+    if not path.exists() or (path.is_dir() and all(map(_begun, os.listdir(path)))):
         return "new"
     if not (path / "config.yaml").is_file():
         what = "a folder with other files" if path.is_dir() else "not a folder"
@@ -134,6 +134,11 @@ def state_of(path: Path, settings: ExperimentSettings) -> str:
             f"with --out. They differ in ('there' is {path}):\n{listed}"
         )
     return "finished" if (path / "summary.json").is_file() else "unfinished"
+
+
+def _begun(name: str) -> bool:
+    """Whether a run that was killed before it had its config.yaml may have left this file."""
+    return name in (".lock", "provenance.json") or is_leftover(name)
 
 
 @contextlib.contextmanager
@@ -168,6 +173,7 @@ def _prepare(path: Path, settings: ExperimentSettings, threads: int, world: int)
     state = state_of(path, settings)
     if state == "finished":
         return {"state": state}
+    remove_leftovers(path)  # nobody else writes here: we hold the lock
     record = provenance(threads, world)
     file = path / "provenance.json"
     if state == "unfinished" and file.is_file():

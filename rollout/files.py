@@ -87,17 +87,44 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
         sync(path.parent)
     except BaseException as error:
         shutil.rmtree(aside, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise explain_full_disk(error, path) from error
-        raise
+        explained = explain_full_disk(error, path) if isinstance(error, Exception) else error
+        if explained is error:
+            raise
+        raise explained from error
 
 
-def explain_full_disk(error: OSError, path: Path) -> OSError:
-    """Say what to do when the disk is full; any other error is returned as it is."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+def is_leftover(name: str) -> bool:
+    """Whether a file or folder of this name is what a killed process had not finished writing."""
+    return name.startswith(".") and name.endswith(".partial")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what killed processes left half-written; nobody may be writing in `folder`."""
+    for path in [path for path in folder.rglob(".*.partial") if is_leftover(path.name)]:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def explain_full_disk(error: Exception, path: Path) -> Exception:
+    """Say what to do when the disk is full; any other error is returned as it is.
+
+    safetensors and torch raise errors of their own then, which only their text tells apart.
+    """
+    if isinstance(error, OSError):
+        number = error.errno
+    else:
+        texts = {os.strerror(number): number for number in FULL}
+        texts["PytorchStreamWriter failed writing"] = errno.ENOSPC
+        number = next((texts[text] for text in texts if text in str(error)), None)
+    if number not in FULL:
         return error
     return OSError(
-        error.errno,
+        number,
         f"no space left while writing {path.name} in {path.parent}; nothing already written was "
         "lost. Free some space, then continue the run with `reprise resume`",
     )

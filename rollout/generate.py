@@ -79,7 +79,7 @@ def generate(
     prompts = [torch.as_tensor(np.asarray(ids, dtype=np.int64)) for ids in prompt_ids]
     keys = range(len(prompts)) if prompt_index is None else [int(index) for index in prompt_index]
     assert len(keys) == len(prompts), "one stream index per prompt"
-    _check_prompts(model, prompts, sampling)
+    check_prompts(model, prompts, sampling)
     n, device = sampling.samples_per_prompt, next(model.parameters()).device
     eos = torch.as_tensor(np.atleast_1d(np.asarray(eos_ids, dtype=np.int64)), device=device)
     completions: list[list[np.ndarray]] = [[np.zeros(0, np.int32)] * n for _ in prompts]
@@ -313,7 +313,14 @@ def _batches(lengths: list[int], sampling: Sampling) -> Iterator[tuple[list[int]
             yield order[start : start + at_once], list(range(first, min(first + size, n)))
 
 
-def _check_prompts(model: nn.Module, prompts: list[Tensor], sampling: Sampling) -> None:
+def check_prompts(
+    model: nn.Module, prompts: Sequence[Tensor | np.ndarray], sampling: Sampling
+) -> None:
+    """Refuse, before anything is sampled, prompts that `generate` would refuse.
+
+    Raises:
+        ValueError: see `generate`; the message has the prompt's row in `prompts`.
+    """
     vocabulary = model.get_input_embeddings().num_embeddings
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     for row, prompt in enumerate(prompts):

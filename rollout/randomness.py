@@ -14,6 +14,7 @@ so adding a stream never moves another, and no process has to wait for another's
 from __future__ import annotations
 
 import hashlib
+import operator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -104,7 +105,8 @@ class Streams:
 
 def _key(kind: str, seed: int, name: str, index: tuple[int | str, ...]) -> tuple[int, int]:
     # repr keeps 1 and "1" apart, and the separator keeps ("ab", "c") and ("a", "bc") apart.
-    text = "\x1f".join([kind, str(seed), name, *(repr(part) for part in index)])
+    parts = [repr(part if isinstance(part, str) else operator.index(part)) for part in index]
+    text = "\x1f".join([kind, str(seed), name, *parts])
     digest = hashlib.sha256(text.encode()).digest()
     return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:16], "little")
 

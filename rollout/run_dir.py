@@ -62,6 +62,7 @@ class RunDir:
         self._seconds_before = max(earlier, default=0.0)
         self._started = time.monotonic()
         self._tensorboard: Any = None
+        self._last_line_is_whole = False
 
     @property
     def is_main(self) -> bool:
@@ -86,6 +87,9 @@ class RunDir:
         if not ({"step", "round"} & values.keys()):
             raise ValueError(f"metrics need a 'step' or a 'round'; got {sorted(values)}")
         record = _without_nan({**values, "seconds": round(self.seconds, 3)})
+        if not self._last_line_is_whole:  # a torn one would swallow the next
+            self.cut_metrics(lambda record: True)
+            self._last_line_is_whole = True
         try:
             with open(self._metrics_file, "a", encoding="utf-8") as file:
                 file.write(json.dumps(record, allow_nan=False) + "\n")

@@ -192,9 +192,7 @@ class RoundWriter:
         """
         absent = []
         for shard in range(rank, self.shards, world):
-            # What a killed process left half-written under its temporary name.
-            for leftover in self.path.glob(f".{self._file(shard).stem}.*.partial"):
-                leftover.unlink()
+            self._remove_partial(self._file(shard).stem)
             if self._file(shard).exists():
                 self._verified(shard)
             else:
@@ -244,6 +242,7 @@ class RoundWriter:
             "shards": shards,
         }
         manifest["seal"] = _seal(manifest)
+        self._remove_partial("manifest")
         write_json(self.path / "manifest.json", manifest)
         for shard in range(self.shards):
             self._file(shard).with_suffix(".json").unlink()
@@ -251,6 +250,11 @@ class RoundWriter:
 
     def _file(self, shard: int) -> Path:
         return self.path / f"shard-{shard:05d}.parquet"
+
+    def _remove_partial(self, stem: str) -> None:
+        """Remove what a killed process left half-written under its temporary name."""
+        for leftover in self.path.glob(f".{stem}.*.partial"):
+            leftover.unlink()
 
     def _verified(self, shard: int) -> dict[str, Any]:
         """Return the manifest's entry of a shard that is whole, unaltered and of this round."""

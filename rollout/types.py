@@ -52,7 +52,7 @@ class Completions:
             _check_tokens("completion_ids", samples, f"prompt {row}, sample")
         for name in ("rewards", "policy_logprobs", "reference_logprobs"):
             _check_array(name, getattr(self, name), np.float32, shape)
-            _check_finite(name, getattr(self, name), "prompt", "sample")
+            _check_finite(name, getattr(self, name), "prompt", "sample", rows=self.prompt_index)
         _check_array("label_uniform", self.label_uniform, np.float64, (count,))
         _check_uniform("label_uniform", self.label_uniform)
 
@@ -243,12 +243,16 @@ def _check_tokens(name: str, column: Sequence[np.ndarray], what: str) -> None:
             )
 
 
-def _check_finite(name: str, array: np.ndarray, *axes: str) -> None:
+def _check_finite(name: str, array: np.ndarray, *axes: str, rows: np.ndarray | None = None) -> None:
+    """`rows` says what the rows are called: a shard's row 0 is not the data set's prompt 0."""
     if not np.issubdtype(array.dtype, np.floating):
         return
     bad = np.argwhere(~np.isfinite(array))
     if len(bad):
-        where = ", ".join(f"{axis} {at}" for axis, at in zip(axes, bad[0], strict=False))
+        place = list(bad[0])
+        if rows is not None:
+            place[0] = rows[place[0]]
+        where = ", ".join(f"{axis} {at}" for axis, at in zip(axes, place, strict=False))
         raise ValueError(
             f"{name}: {array[tuple(bad[0])]} at {where}; must be finite ({len(bad)} in all are "
             "not). Look at what produced it: overflow in half precision is the usual cause"

@@ -1,4 +1,4 @@
-"""A whole laboratory in a second: a tiny policy, a reward model and text, on disk, for real runs."""
+"""A laboratory in a second: a tiny policy, a reward model and text, on disk, for real runs."""
 
 from __future__ import annotations
 

@@ -77,6 +77,15 @@ def test_bad_input_is_one_message_and_status_2(reprise, tmp_path, monkeypatch):
     assert reprise("run", name, "--no-such-option")[0] == 2
 
 
+def test_several_processes_do_not_make_what_a_run_needs(reprise, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, _, errors = reprise("run", "quickstart/reward_model")
+    assert code == 2
+    assert "first `reprise run quickstart/sft`" in errors
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_run_directory_is_not_a_config(reprise, tmp_path):
     (tmp_path / "config.yaml").write_text("seed: 1\n")
     code, _, errors = reprise("run", tmp_path)

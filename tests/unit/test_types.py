@@ -165,7 +165,8 @@ def test_bad_completions_are_refused(field, value, message):
 def test_what_is_not_finite_is_refused_by_prompt_and_sample(name, value):
     batch = completions()
     changed = with_value(getattr(batch, name), (3, 1), value)
-    with pytest.raises(ValueError, match=rf"{name}: {value} at prompt 3, sample 1; .*1 in all"):
+    where = f"prompt {batch.prompt_index[3]}, sample 1"
+    with pytest.raises(ValueError, match=rf"{name}: {value} at {where}; .*1 in all"):
         replace(batch, **{name: changed})
 
 
