@@ -195,12 +195,14 @@ class Bandit:
 
 
 def largest_ratio(below: Tensor, above: Tensor) -> Tensor:
-    """inf {C : above <= C below} in Loewner order, for positive definite `below`; shape (...)."""
-    scale = below.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
-    factor = torch.linalg.cholesky(below / scale)
+    """inf {C : above <= C below} in Loewner order, shape (...); infinite for a singular `below`."""
+    scale = below.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None].clamp_min(1e-300)
+    factor, failed = torch.linalg.cholesky_ex(below / scale)
+    factor = torch.where(failed[..., None, None] > 0, torch.eye(below.shape[-1]).to(below), factor)
     half = torch.linalg.solve_triangular(factor, above / scale, upper=False)
     whole = torch.linalg.solve_triangular(factor, half.transpose(-1, -2), upper=False)
-    return torch.linalg.eigvalsh((whole + whole.transpose(-1, -2)) / 2)[..., -1]
+    largest = torch.linalg.eigvalsh((whole + whole.transpose(-1, -2)) / 2)[..., -1]
+    return torch.where(failed > 0, torch.inf, largest)
 
 
 # -- instances -----------------------------------------------------------------------------------
@@ -286,3 +288,39 @@ def random_bandit(
     base = torch.log_softmax(logits, dim=1)
     gamma = 1 / radius if gamma is None else gamma
     return Bandit(features, base, weights, theta_star, gamma, radius, norm)
+
+
+def tabular(
+    values: Tensor, base: Tensor, prompts: Tensor, radius: float, gamma: float | None = None
+) -> Bandit:
+    """Any function f*(x, a) bounded by R: one feature for each prompt and response (Section 5).
+
+    theta is then the table of f itself, theta.reshape(prompts, responses), and the ball is the box
+    |f| <= R, whatever class f is fitted in.
+
+    Args:
+        values: f*, shape (prompts, responses).
+        base: ln pi_0, of the same shape.
+        prompts: distribution of prompts.
+        radius: R.
+        gamma: KL regularization; None for 1/R.
+    """
+    count = values.numel()
+    features = torch.eye(count, dtype=torch.float64).reshape(*values.shape, count)
+    gamma = 1 / radius if gamma is None else gamma
+    return Bandit(features, base, prompts, values.reshape(-1), gamma, radius, math.inf)
+
+
+def dyadic(
+    responses: int, radius: float, generator: np.random.Generator, gamma: float | None = None
+) -> Bandit:
+    """A table over responses that pi_0 draws with probability 1/2, 1/4, ..., the last one twice.
+
+    However many pairs are drawn, some responses have been seen about once: the mass of what was
+    never seen falls as 1/n, neither faster (as with a fixed number of like responses) nor slower.
+    f* is uniform on [-1, 1].
+    """
+    powers = torch.arange(1, responses + 1, dtype=torch.float64).clamp_max(responses - 1)
+    base = (-powers * math.log(2))[None]
+    values = torch.from_numpy(generator.uniform(-1, 1, size=(1, responses)))
+    return tabular(values, base, torch.ones(1, dtype=torch.float64), radius, gamma)

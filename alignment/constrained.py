@@ -28,7 +28,7 @@ def minimize_in_ball(
     start: Tensor,
     radius: float,
     norm: float,
-    tolerance: float = 1e-9,
+    tolerance: float = 1e-7,
     max_steps: int = 100,
 ) -> Tensor:
     """Minimize a batch of smooth convex functions over the ball.
@@ -39,7 +39,9 @@ def minimize_in_ball(
         start: shape (problems, d); put into the ball first.
         radius: R.
         norm: p.
-        tolerance: largest Newton step left, relative to 1 + R.
+        tolerance: Newton step s at which a problem is finished (after taking it: convergence is
+            quadratic), measured by (s' H s / largest eigenvalue of H)^1/2 relative to 1 + R, so
+            that directions that do not matter do not count.
         max_steps: Newton steps before giving up.
 
     Returns:
@@ -65,8 +67,9 @@ def minimize_in_ball(
                 break
             size = torch.where(enough, size, size / 2)
         theta[which] = here + size[:, None] * step
-        left = step.abs().amax(1) > tolerance * (1 + radius)
-        which = which[left]
+        curvature = torch.einsum("bi,bij,bj->b", step, hessian, step)
+        largest = hessian.diagonal(dim1=1, dim2=2).amax(1) * (1 + radius) ** 2
+        which = which[torch.maximum(curvature, -slope) > tolerance**2 * largest]
         if not len(which):
             return theta
     raise ArithmeticError(
@@ -184,7 +187,7 @@ def _in_polytope(hessian: Tensor, linear: Tensor, radius: float, norm: float) ->
     quadratic = split.T @ (hessian / scale[:, None, None]) @ split
     cost = -(linear / scale[:, None]) @ split
     slack = h - w @ g.T
-    multiplier, identity = 0.1 / slack, torch.eye(w.shape[1]).to(w)
+    multiplier = 0.1 / slack
     for _ in range(60):
         mu = (multiplier * slack).mean(1, keepdim=True)
         residual = (quadratic @ w[:, :, None])[:, :, 0] + cost + multiplier @ g
@@ -192,12 +195,13 @@ def _in_polytope(hessian: Tensor, linear: Tensor, radius: float, norm: float) ->
         if bool(done.all()):
             break
         ratio = multiplier / slack
-        system = quadratic + (g.T * ratio[:, None, :]) @ g
-        system = torch.where(done[:, :, None], identity, system) + 1e-11 * identity
+        system = _bordered(quadratic, ratio, norm)
         # dm = (target + m G dw) / s - m, put into the stationarity condition.
         target = (0.1 * mu).clamp_min(5e-15 * radius)
         right = -(residual + (target / slack - multiplier) @ g)
-        step = torch.linalg.solve(system, right[:, :, None])[:, :, 0]
+        padded = torch.nn.functional.pad(right, (0, system.shape[1] - right.shape[1]))
+        step = torch.linalg.solve(system, padded)[:, : right.shape[1]]
+        step = torch.where(done, 0.0, step)
         change = step @ g.T
         rise = target / slack - multiplier + ratio * change
         size = torch.where(done, 0.0, 1.0).to(w)
@@ -207,6 +211,21 @@ def _in_polytope(hessian: Tensor, linear: Tensor, radius: float, norm: float) ->
         w, multiplier = w + size * step, (multiplier + size * rise).clamp_min(1e-20)
         slack = (slack - size * change).clamp_min(1e-16 * radius)
     return w @ split.T
+
+
+def _bordered(quadratic: Tensor, ratio: Tensor, norm: float) -> Tensor:
+    """H + G' diag(ratio) G as a matrix that solves well: bounds on the diagonal, the sum a border.
+
+    Close to the solution the ratios span twenty orders of magnitude. Bounds do not mix coordinates,
+    so that pivoting copes with them; the constraint on the sum does, and would drown all else.
+    """
+    n = quadratic.shape[1]
+    if norm != 1:
+        return quadratic + torch.diag_embed(ratio[:, :n] + ratio[:, n:] + 1e-13)
+    system = torch.nn.functional.pad(quadratic, (0, 1, 0, 1))
+    system = system + torch.diag_embed(torch.cat([ratio[:, :n] + 1e-13, -1 / ratio[:, n:]], dim=1))
+    system[:, :n, n] = system[:, n, :n] = 1.0
+    return system
 
 
 def _alternate(
