@@ -31,6 +31,12 @@ class Targets:
     weight: np.ndarray
     gamma: float
 
+    def take(self, rows: np.ndarray) -> Targets:
+        """Return those of the pairs at `rows`."""
+        return Targets(
+            self.target[rows], self.reference_logprobs[rows], self.weight[rows], self.gamma
+        )
+
 
 def select_pairs(completions: Completions, selection: str) -> Pairs:
     """One pair for each prompt.

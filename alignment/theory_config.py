@@ -196,3 +196,13 @@ class DesignExperiment(Experiment):
         "prompt with little else, or heavy-tailed lengths",
     )
     replicas: int = Field(5, ge=1, description="draws of each family")
+
+
+class CoverageOfRun(Experiment):
+    """Coverage of the final policy by each round's, in the hidden features of a finished run."""
+
+    experiment: Literal["alignment.coverage"]
+    run: str = Field(description="directory of a finished on-policy or offline run")
+    dimension: int = Field(8, ge=1, description="d, features after the projection")
+    batch_size: int = Field(256, ge=1, description="sequences in a forward pass")
+    bootstrap: int = Field(300, ge=20, description="resamples behind each 95% interval")

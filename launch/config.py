@@ -94,6 +94,11 @@ EXPERIMENTS = {
         "alignment.design_study:run",
         "optimal designs for preference learning: values, bounds and supports",
     ),
+    "alignment.coverage": Experiment(
+        "alignment.theory_config:CoverageOfRun",
+        "alignment.coverage:run",
+        "how well each round's policy of a finished run covers its final one",
+    ),
 }
 
 
