@@ -136,7 +136,7 @@ class Bandit:
     def local_coverage(
         self, radius: float, generator: np.random.Generator, starts: int = 64, steps: int = 60
     ) -> float:
-        """A certified lower bound of C_*^p(r) = sup {C_{pi_theta -> pi*} : ||theta - theta*||_p <= r}.
+        """A certified lower bound of C_*^p(r), the largest C_{pi_theta -> pi*} in B_p(theta*, r).
 
         Every point of the ball gives one; the largest is taken over the ball's corners and random
         points of its surface, and over what projected gradient ascent makes of the best of them.
@@ -209,7 +209,10 @@ def largest_ratio(below: Tensor, above: Tensor) -> Tensor:
 
 
 def skewed(
-    dimension: int, radius: float, norm: float = 1.0, gamma: float | None = None,
+    dimension: int,
+    radius: float,
+    norm: float = 1.0,
+    gamma: float | None = None,
     codeword: np.random.Generator | None = None,
 ) -> Bandit:
     """The bandit of Theorem 2.2: pi_0 almost never draws what tells the hypotheses apart.

@@ -168,9 +168,10 @@ class _Derivatives:
         drawn = (batch.counts > 0).any(0)
         self.table = PairTable(table.prompt[drawn], table.first[drawn], table.second[drawn])
         table, counts = self.table, batch.counts[:, drawn]
-        sides = bandit.features[table.prompt, table.first], bandit.features[
-            table.prompt, table.second
-        ]
+        sides = (
+            bandit.features[table.prompt, table.first],
+            bandit.features[table.prompt, table.second],
+        )
         self.difference = sides[0] - sides[1]
         self.weight = counts / batch.size
         initial = table.both(bandit.base).expand(*counts.shape, 2)

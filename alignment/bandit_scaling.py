@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -164,7 +165,9 @@ def complexity(
         totals.append(round(totals[-1] * factor))
     with run_dir.progress(study.name, len(study.pairs_per_round) + len(totals)) as progress:
         for size in study.pairs_per_round:
-            path = learn(bandit, objective, "on_policy", [size] * rounds, replicas, streams, f"{size}")
+            path = learn(
+                bandit, objective, "on_policy", [size] * rounds, replicas, streams, f"{size}"
+            )
             errors = bandit.errors(path)["theta_error"].numpy()
             on += [(size * k, errors[k]) for k in range(1, rounds + 1)]
             progress.advance()
@@ -224,7 +227,7 @@ def _crossing(runs: list[tuple[int, np.ndarray]], eps: float) -> float:
     """Where the median error, interpolated in logarithms, falls below eps; NaN if it never does."""
     logs = [(math.log(size), math.log(float(np.median(e)))) for size, e in sorted(runs, key=_size)]
     aim = math.log(eps)
-    for (x, y), (next_x, next_y) in zip(logs, logs[1:], strict=False):
+    for (x, y), (next_x, next_y) in pairwise(logs):
         if next_y <= aim < y:
             return math.exp(x + (next_x - x) * (y - aim) / (y - next_y))
     return math.exp(logs[0][0]) if logs[0][1] <= aim else math.nan

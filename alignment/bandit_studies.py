@@ -142,7 +142,11 @@ def rounds(
     table = []
     for method, size in tasks:
         own = [c for c in curves if c["method"] == method.name and _sized(c, size)]
-        row = {"method": method.name, "pairs a round": size or "schedule", "in all": own[-1]["pairs"]}
+        row = {
+            "method": method.name,
+            "pairs a round": size or "schedule",
+            "in all": own[-1]["pairs"],
+        }
         table.append(row | {f"round {c['round']}": c[measure] for c in own})
     write_table(run_dir.path, table)
     draw_rounds(curves, study, run_dir)

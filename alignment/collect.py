@@ -151,7 +151,8 @@ class Collector:
     ) -> Completions:
         n, rows = self.sampling.samples_per_prompt, all_rows[part]
         ids = [prompts.ids[row] for row in rows]
-        to_sample = [i for i, at in enumerate(part) if not given or given.completion_ids[at] is None]
+        fixed = [None] * len(all_rows) if given is None else given.completion_ids
+        to_sample = [i for i, at in enumerate(part) if fixed[at] is None]
         sampled = generate(
             sampler,
             [ids[i] for i in to_sample],
@@ -172,7 +173,7 @@ class Collector:
             ended[to_sample] = terminated
             completion_ids, terminated = [], ended
             for i, at in enumerate(part):
-                taken = given.completion_ids[at]
+                taken = fixed[at]
                 completion_ids.append(own[i] if taken is None else taken)
                 if taken is not None:
                     labels[i] = self.streams.data(f"{purpose} given labels", round, at)

@@ -144,5 +144,3 @@ def _draw(table: list[dict[str, Any]], noise: float, run_dir: RunDir) -> None:
     axes.set_ylabel("coverage of the final policy by pi_k")
     axes.legend(frameon=False, fontsize=8)
     figure.save(run_dir.path, "features: last hidden layer, projected; 95% bootstrap over prompts")
-
-

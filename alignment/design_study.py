@@ -1,4 +1,4 @@
-"""The experiment `alignment.design`: how good optimal designs are, and what Eq. 7 itself would give."""
+"""The experiment `alignment.design`: how good optimal designs are, and what Eq. 7 would give."""
 
 from __future__ import annotations
 

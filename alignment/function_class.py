@@ -78,9 +78,7 @@ def fit(
         optimizer.zero_grad()
         f = values(weights, features, bandit.radius)  # type: ignore[arg-type]
         logprobs = table.both(torch.log_softmax(bandit.base + f, dim=-1)).reshape(-1, 2)
-        losses, _ = pair_losses(
-            objective.name, logprobs, reference, target, weight, bandit.gamma
-        )
+        losses, _ = pair_losses(objective.name, logprobs, reference, target, weight, bandit.gamma)
         (losses.sum() / bandit.gamma**2).backward()  # one learning rate for every gamma
         optimizer.step()
         schedule.step()

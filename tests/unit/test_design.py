@@ -91,9 +91,7 @@ def test_conditional_designs_of_many_prompts_are_those_of_each():
         alone = g_optimal_design(phi, 1e-8, centred=True).weights
         for w in (weights, alone):
             assert w.sum() == pytest.approx(1)
-        moments = [
-            (phi - w @ phi).T @ np.diag(w) @ (phi - w @ phi) for w in (weights, alone)
-        ]
+        moments = [(phi - w @ phi).T @ np.diag(w) @ (phi - w @ phi) for w in (weights, alone)]
         np.testing.assert_allclose(moments[0], moments[1], atol=1e-5)
 
 
