@@ -92,11 +92,13 @@ def pair_losses(
     Returns:
         Losses, shape (pairs,): their sum over a batch, divided by the number of pairs in it, is
         the objective. Metrics, each of shape (pairs,): ``implicit_reward_difference`` (y) and
-        ``agreement`` (1 where y has the sign that the target asks for).
+        ``agreement`` (1 where y has the sign that the target asks for; NaN where a pair has no
+        weight and so asks for nothing).
     """
     y = implicit_reward_difference(logprobs, reference_logprobs, gamma)
     losses = weight * loss_function(objective)(y, target)
     centre = 0.5 if objective in ("dpo", "pdfr") else 0.0
     with torch.no_grad():
-        agreement = (y.sign() == (target - centre).sign()).float()
+        agrees = (y.sign() == (target - centre).sign()).float()
+        agreement = torch.where(weight > 0, agrees, torch.nan)
     return losses, {"implicit_reward_difference": y.detach(), "agreement": agreement}

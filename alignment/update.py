@@ -252,7 +252,7 @@ class RoundTrainer(StrictCheckpoints, Trainer):
         if "loss" not in logs:
             return
         watched = {
-            name: self.accelerator.gather(torch.cat(parts)).mean().item()
+            name: self.accelerator.gather(torch.cat(parts)).nanmean().item()
             for name, parts in self._watched.items()
         }
         self._watched.clear()

@@ -142,6 +142,13 @@ def test_what_is_watched():
     assert agreement["rebel"] == [1, 0, 0, 1]
 
 
+def test_a_pair_without_weight_neither_agrees_nor_disagrees():
+    logprobs, weight = torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([1.0, 0.0])
+    _, watched = pair_losses("dpo", logprobs, torch.zeros(2, 2), torch.ones(2), weight, 1.0)
+    assert watched["agreement"].nanmean() == 1
+    assert watched["agreement"].isnan().tolist() == [False, True]
+
+
 # -- targets -------------------------------------------------------------------------------------
 
 
