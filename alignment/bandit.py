@@ -21,8 +21,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alignment.constrained import project
-
 
 @dataclass(frozen=True, eq=False)
 class Bandit:
@@ -139,7 +137,7 @@ class Bandit:
         """A certified lower bound of C_*^p(r), the largest C_{pi_theta -> pi*} in B_p(theta*, r).
 
         Every point of the ball gives one; the largest is taken over the ball's corners and random
-        points of its surface, and over what projected gradient ascent makes of the best of them.
+        points of its surface, and over what gradient ascent along the surface makes of the best.
         `density_ratio_bound` is an upper bound.
         """
         dimension = self.features.shape[2]
@@ -147,8 +145,7 @@ class Bandit:
         pairs = (corners[:, None] - corners[None]).reshape(-1, dimension)
         random = torch.from_numpy(generator.normal(size=(starts, dimension)))
         points = torch.cat([corners, -corners, pairs[pairs.abs().sum(1) > 0], random])
-        lengths = torch.linalg.vector_norm(points, self.norm, dim=1, keepdim=True)
-        points = radius * points / lengths
+        points = self._of_length(points, radius)
         values = self._log_coverage(points)
         shift = points[values.argsort(descending=True)[:starts]].clone()
         best, size = float(values.max()), 0.2 * radius
@@ -158,9 +155,11 @@ class Bandit:
             best = max(best, float(values.detach().max()))
             (slope,) = torch.autograd.grad(values.sum(), shift)
             slope = slope / slope.norm(dim=1, keepdim=True).clamp_min(1e-300)
-            moved = shift.detach() + size / math.sqrt(step + 1) * slope
-            shift = project(moved, radius, self.norm)
+            shift = self._of_length(shift.detach() + size / math.sqrt(step + 1) * slope, radius)
         return math.exp(best)
+
+    def _of_length(self, points: Tensor, radius: float) -> Tensor:
+        return points * (radius / torch.linalg.vector_norm(points, self.norm, dim=1, keepdim=True))
 
     def _log_coverage(self, shift: Tensor) -> Tensor:
         return self.coverage(self.log_policy(self.theta_star + shift)).log()

@@ -292,8 +292,10 @@ class _Alignment(Experiment):
     )
     objective: Objective
     rounds: int = Field(ge=1, description="K, number of policy updates")
-    prompts_per_round: PositiveInt | list[PositiveInt] | None = Field(
-        None, description="n_k: one size, one per round, or null for all prompts"
+    prompts_per_round: PositiveInt | list[PositiveInt] | RoundSizes | None = Field(
+        None,
+        description="n_k: one size, one per round, {first, decay, last} (never below batch_size), "
+        "or null for all prompts",
     )
     batch_size: int = Field(ge=1, description="pairs per optimizer step, over all processes")
     shard_size: int = Field(256, ge=1, description="prompts per stored shard: what a kill can cost")

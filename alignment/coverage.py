@@ -98,8 +98,8 @@ def coverage(covering: np.ndarray, covered: np.ndarray) -> tuple[float, float]:
     """C, and the mean eigenvalue tr(V^-1 V') / d, from covariances of prompts."""
     below, above = covering.mean(axis=0), covered.mean(axis=0)
     ratio = float(largest_ratio(torch.from_numpy(below), torch.from_numpy(above)))
-    if math.isinf(ratio):
-        return ratio, ratio
+    if ratio > 1e10:  # singular but for rounding: too few prompts for the dimension
+        return math.inf, math.inf
     return ratio, float(np.trace(np.linalg.solve(below, above)) / len(below))
 
 
@@ -116,7 +116,7 @@ def interval_of(
         first = generator.integers(len(covering), size=len(covering))
         other = first if paired else generator.integers(len(covered), size=len(covered))
         drawn.append(coverage(covering[first], covered[other])[0])
-    low, high = np.quantile(drawn, [0.025, 0.975])
+    low, high = np.quantile(drawn, [0.025, 0.975], method="nearest")  # some may be infinite
     return coverage(covering, covered), [float(low), float(high)]
 
 

@@ -58,6 +58,8 @@ def draw_features(
     * ``cluster``: the responses of a prompt lie close together, around a direction of its own.
     * ``axes``: responses to prompt x differ along axis x mod d, and little along the others.
     * ``heavy``: uniform directions with Pareto lengths, few of them long.
+    * ``spikes``: one long response a prompt, along axis x mod d, among short ones. The conditional
+      design then gives it 1 / (d + 1), and the prompts have to share the axes: d times d.
     """
     phi = generator.normal(size=shape)
     phi /= np.linalg.norm(phi, axis=2, keepdims=True)
@@ -68,6 +70,9 @@ def draw_features(
         scale = np.full((prompts, d), 0.05)
         scale[np.arange(prompts), np.arange(prompts) % d] = 1.0
         phi = phi * scale[:, None]
+    elif family == "spikes":
+        phi[:, 1:] *= 1e-3
+        phi[:, 0] = np.eye(d)[np.arange(prompts) % d]
     elif family == "heavy":
         phi = phi * generator.pareto(1.5, size=shape[:2])[:, :, None]
     return phi / np.linalg.norm(phi, axis=2).max()

@@ -189,11 +189,10 @@ class DesignExperiment(Experiment):
     dimension: int = Field(ge=1, description="d")
     tolerance: float = Field(0.01, gt=0, lt=1, description="relative duality gap")
     direct: bool = Field(True, description="also solve Eq. 7 itself (Remark 4.3)")
-    families: list[Literal["sphere", "cluster", "axes", "heavy"]] = Field(
-        default_factory=lambda: ["sphere", "cluster", "axes", "heavy"],  # type: ignore[arg-type]
+    families: list[Literal["sphere", "cluster", "axes", "heavy", "spikes"]] = Field(
         min_length=1,
         description="how features are drawn: uniform directions, prompts in clusters, one axis a "
-        "prompt with little else, or heavy-tailed lengths",
+        "prompt with little else, heavy-tailed lengths, or one long response a prompt",
     )
     replicas: int = Field(5, ge=1, description="draws of each family")
 

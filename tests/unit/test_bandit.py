@@ -30,7 +30,9 @@ from rollout.types import Pairs
 
 def batch_from(bandit, size, replicas=6, seed=0):
     table = PairTable.of(bandit)
-    uniform = table.probabilities(bandit.prompts, torch.ones_like(bandit.base) / bandit.base.shape[1])
+    uniform = table.probabilities(
+        bandit.prompts, torch.ones_like(bandit.base) / bandit.base.shape[1]
+    )
     wins = win_probability(bandit, table)
     generator = np.random.default_rng(seed)
     return table, draw(uniform.expand(replicas, -1), wins, size, generator)
@@ -133,7 +135,13 @@ def test_targets_are_those_of_the_language_model_trainers():
 
 def median_kl(bandit, sampler, size, rounds, replicas=24):
     path = learn(
-        bandit, objective_of("dpo", bandit.gamma), sampler, [size] * rounds, replicas, Streams(0), ""
+        bandit,
+        objective_of("dpo", bandit.gamma),
+        sampler,
+        [size] * rounds,
+        replicas,
+        Streams(0),
+        "",
     )
     return bandit.errors(path)["kl"].median(dim=1).values
 
@@ -275,7 +283,12 @@ def test_design_experiment(tmp_path):
     from alignment import design_study
 
     config = DesignExperiment(
-        experiment="alignment.design", prompts=30, responses=5, dimension=3, replicas=1
+        experiment="alignment.design",
+        prompts=30,
+        responses=5,
+        dimension=3,
+        replicas=1,
+        families=["sphere", "axes", "heavy"],
     )
     summary = design_study.run(config, RunDir(tmp_path, experiment=config.experiment, seed=0))
     assert 3 <= summary["value"] <= 3 * 1.01
@@ -290,7 +303,9 @@ def test_design_experiment(tmp_path):
 
 def changed(**changes):
     good = random_bandit(2, 3, 2, 1.0, np.random.default_rng(0))
-    return Bandit(**{**{name: getattr(good, name) for name in good.__dataclass_fields__}, **changes})
+    return Bandit(
+        **{**{name: getattr(good, name) for name in good.__dataclass_fields__}, **changes}
+    )
 
 
 @pytest.mark.parametrize(
