@@ -190,7 +190,9 @@ def draw_rounds(curves: list[dict[str, Any]], study: Rounds, run_dir: RunDir) ->
             own = [c for c in of_method if _sized(c, 0 if method.schedule else size)]
             band = None
             if study.measure == "kl":
-                low = [max(c["kl_ci95"][0], c["kl_mean"] / 20) for c in own]  # the axis is a logarithm
+                low = [
+                    max(c["kl_ci95"][0], c["kl_mean"] / 20) for c in own
+                ]  # the axis is a logarithm
                 band = low, [c["kl_ci95"][1] for c in own]
             x, dashed = [c["round"] for c in own], method.sampler == "offline"
             figure.line(panel, x, [c[measure] for c in own], place, method.name, dashed, band)

@@ -307,12 +307,30 @@ def reward_model_from(policy: PreTrainedModel, seed: int, extra_layers: int = 0)
             assert outputs, f"unknown layer {type(layer).__name__}"
             for parameter in outputs:
                 parameter.zero_()
+            _attend_to_like(layer, model.config)
     body = model.base_model.state_dict()
     model.base_model.load_state_dict({**body, **policy.base_model.state_dict()}, strict=True)
     torch.nn.init.zeros_(model.score.weight)
     return model
 
 
+def _attend_to_like(layer: torch.nn.Module, config: Any) -> None:
+    """Keys start equal to queries, LIKENESS times as large: a token attends to tokens like itself.
+
+    Whether a word of the answer occurs in the prompt is then there to be read at once; learning
+    to compare words from one bit a pair takes a small model thousands of steps.
+    """
+    heads = config.num_attention_heads
+    if hasattr(layer, "attention"):  # GPT-NeoX: each head's query, key and value stacked
+        fused = layer.attention.query_key_value.weight.view(heads, 3, -1, config.hidden_size)
+        fused[:, 0] *= LIKENESS
+        fused[:, 1] = fused[:, 0]
+    elif config.num_key_value_heads == heads:
+        layer.self_attn.q_proj.weight *= LIKENESS
+        layer.self_attn.k_proj.weight.copy_(layer.self_attn.q_proj.weight)
+
+
+LIKENESS = 3.0
 # Matrices through which attention and the feed-forward part write to the residual stream.
 _OUTPUT = re.compile(r"(attention\.dense|mlp\.dense_4h_to_h|self_attn\.o_proj|mlp\.down_proj)\.")
 

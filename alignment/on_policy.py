@@ -75,6 +75,11 @@ class _Loop:
         self.streams = Streams(config.seed)
         self.device = PartialState().device
         training_arguments(config, run_dir.checkpoints, run_dir.world)  # refuses what is wrong
+        self.rounds = RoundStore(run_dir.rounds)
+        self.evaluations = RoundStore(run_dir.path / "evaluations")
+        for store in (self.rounds, self.evaluations):
+            for index in store.rounds():
+                store.read(index)  # a run that continues builds on these: refuse damage now
         self.tokenizer = load_tokenizer(config.policy, "policy")
         self.train_prompts = load_prompts(config, config.data.split, self.tokenizer)
         self.held_out = load_prompts(config, config.evaluation.split, self.tokenizer)
@@ -94,8 +99,6 @@ class _Loop:
         self.collector = Collector(
             config, self.initial, self.reward, self.tokenizer, self.streams, run_dir
         )
-        self.rounds = RoundStore(run_dir.rounds)
-        self.evaluations = RoundStore(run_dir.path / "evaluations")
         self.design: DesignedPairs | None = None
         self.sampled = self.sizes
         if isinstance(config, OnPolicy) and config.design is not None:

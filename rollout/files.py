@@ -119,7 +119,7 @@ def explain_full_disk(error: Exception, path: Path) -> Exception:
         number = error.errno
     else:
         texts = {os.strerror(number): number for number in FULL}
-        texts["PytorchStreamWriter failed writing"] = errno.ENOSPC
+        texts["inline_container.cc"] = errno.ENOSPC  # where torch.save writes
         number = next((texts[text] for text in texts if text in str(error)), None)
     if number not in FULL:
         return error
