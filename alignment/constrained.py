@@ -6,7 +6,7 @@ Newton's method with the ball inside it: each step minimizes the quadratic model
 ball*, so that the multiplier of the constraint is found along with theta and convergence stays
 quadratic where the constraint binds. For p = 2 the model's minimizer is explicit up to one number
 (its secular equation); for p = 1 and infinity the ball is a polytope and an interior-point method
-finds it in some twenty small linear solves; for p in between, more slowly, reweighted least squares.
+finds it in some twenty small linear solves; for p in between, reweighted least squares.
 
 The trap: on separable data the unconstrained likelihood has no minimizer at all. Only the ball
 makes the estimator of 2601.08421 (Proposition 3.1) exist there.

@@ -27,7 +27,7 @@ class Skewed(_Instance):
     """The bandit of Theorem 2.2, on which pi_0 hardly ever draws what must be learned."""
 
     kind: Literal["skewed"]
-    dimension: int = Field(ge=3, description="d; even for norm 1, where there are d + 1 responses")
+    dimension: int = Field(ge=2, description="d; even for norm 1, where there are d + 1 responses")
     norm: float = Field(1.0, ge=1, le=2, description="p of the ball")
 
 

@@ -164,7 +164,8 @@ def test_pairs_have_the_frequencies_they_should():
     wins = win_probability(bandit, table)
     batch = draw(p[None], wins, 400_000, np.random.default_rng(0))
     np.testing.assert_allclose(batch.counts[0] / 400_000, p, atol=0.003)
-    np.testing.assert_allclose(batch.wins[0] / batch.counts[0], wins, atol=0.01)
+    # The rarest pair comes a thousand times.
+    np.testing.assert_allclose(batch.wins[0] / batch.counts[0], wins, atol=0.05)
 
 
 def test_slopes_are_found_with_their_interval():
@@ -295,7 +296,7 @@ def test_design_experiment(tmp_path):
     assert summary["bound"] == 3
     assert {"dimension", "gap", "support"} <= set(summary)
     for record in summary["designs"]:
-        assert record["Eq. 7 at least"] <= record["Eq. 7"] <= record["preferential"] <= 9
+        assert record["Eq. 7 at least"] <= record["Eq. 7"] <= record["preferential"] <= 9 * 1.01**2
 
 
 # -- bad input -----------------------------------------------------------------------------------

@@ -74,7 +74,6 @@ def test_centred_design_has_value_d(points, d):
 def test_many_actions_use_few_of_them_and_agree_with_one_batch():
     features = sphere(3, 20_000, 6)
     design = g_optimal_design(features, 0.01)
-    assert variances(features[::50], design.weights[::50] + 0).shape == (400,)
     assert design.value <= 6 * 1.01
     assert len(design.support) <= 22
     # The optimum of the determinant is unique, so the growing set must find that of the whole.
