@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -32,9 +31,7 @@ from transformers import (
 from transformers.utils import logging
 
 from alignment.config import FromScratch
-from rollout import files
 
-MARKER = "complete.json"  # the last file written into a Trainer checkpoint; torn ones lack it
 PAD, EOS = "<pad>", "<eos>"
 # Pythia pads with <|padding|>; Llama 3 has no padding token, and reserved ones to take its place.
 KNOWN_PADS = (
@@ -379,62 +376,3 @@ def _load_adapter_strictly(model: torch.nn.Module, folder: str | os.PathLike[str
     info = {"missing_keys": wanted - set(saved), "unexpected_keys": set(saved) - wanted}
     _refuse_mismatch(info, f"checkpoint {folder}")
     set_peft_model_state_dict(model, saved)
-
-
-def mark_complete(checkpoint: str | os.PathLike[str]) -> None:
-    """Flush every file of a checkpoint to disk, then write its marker, which lists their sizes."""
-    folder = Path(checkpoint)
-    sizes = {}
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        if file.name != MARKER:
-            files.sync(file)
-            sizes[str(file.relative_to(folder))] = file.stat().st_size
-    files.write_json(folder / MARKER, sizes)
-
-
-def last_complete_checkpoint(folder: str | os.PathLike[str]) -> str | None:
-    """The newest `checkpoint-N` in `folder` with a marker and all files it lists, or None."""
-    newest = sorted(
-        Path(folder).glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])
-    )
-    for checkpoint in reversed(newest):
-        if not (checkpoint / MARKER).is_file():
-            continue
-        sizes = json.loads((checkpoint / MARKER).read_text())
-        if all(
-            (checkpoint / name).is_file() and (checkpoint / name).stat().st_size == size
-            for name, size in sizes.items()
-        ):
-            return str(checkpoint)
-    return None
-
-
-class StrictCheckpoints:
-    """Mix in before `transformers.Trainer`: checkpoints are whole, and loaded strictly.
-
-    `train(resume_from_checkpoint=last_complete_checkpoint(output_dir))` then continues a killed
-    run to the same bits. Keep `save_total_limit` at 2 or more: the old checkpoint is deleted
-    before the marker of the new one is written.
-    """
-
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        try:
-            super()._save_checkpoint(model, trial)  # type: ignore[misc]
-        except (OSError, RuntimeError, SafetensorError) as error:
-            explained = files.explain_full_disk(error, Path(self.args.output_dir))  # type: ignore[attr-defined]
-            if explained is error:
-                raise
-            raise explained from error
-        self.accelerator.wait_for_everyone()  # type: ignore[attr-defined]
-        if self.args.should_save:  # type: ignore[attr-defined]
-            step = self.state.global_step  # type: ignore[attr-defined]
-            mark_complete(Path(self.args.output_dir) / f"checkpoint-{step}")  # type: ignore[attr-defined]
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:  # type: ignore[attr-defined]
-            super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
-        else:
-            load_weights_strictly(self.model, resume_from_checkpoint)  # type: ignore[attr-defined]
-
-    def _load_best_model(self) -> None:
-        load_weights_strictly(self.model, self.state.best_model_checkpoint)  # type: ignore[attr-defined]

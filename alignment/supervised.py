@@ -24,8 +24,8 @@ from transformers import (
     TrainingArguments,
 )
 
+from alignment.checkpoints import StrictCheckpoints, last_complete_checkpoint
 from alignment.config import SFT, RewardTraining
-from alignment.models import StrictCheckpoints, last_complete_checkpoint
 from alignment.muon import MuonAdamW
 from alignment.training_arguments import make_training_arguments
 from rollout.run_dir import RunDir

@@ -30,9 +30,9 @@ from transformers import (
     TrainingArguments,
 )
 
+from alignment.checkpoints import StrictCheckpoints, last_complete_checkpoint
 from alignment.config import Offline, OnPolicy
 from alignment.logprobs import completion_logprobs, pad_completions
-from alignment.models import StrictCheckpoints, last_complete_checkpoint
 from alignment.objectives import pair_losses
 from alignment.pairs import Targets
 from alignment.training_arguments import make_training_arguments

@@ -108,7 +108,7 @@ def draw(curves: Curves, path: Path, caption: str) -> None:
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("win rate against the initial policy")
     panels[0].axhline(0.5, color="grey", lw=0.8, ls=":")
-    panels[1].set_ylabel("reward (standard deviations of the initial policy)")
+    panels[1].set_ylabel("reward (in deviations of pi_0's)")
     panels[0].legend(frameon=False, fontsize=8)
     figure.supxlabel(caption, fontsize=7, color="grey")
     for suffix in (".png", ".svg"):

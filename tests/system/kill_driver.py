@@ -61,7 +61,7 @@ CALLS = [
     "alignment.on_policy:make_targets",
     "alignment.on_policy:remove_update_checkpoints",
     "alignment.on_policy:weights_sha256",
-    "alignment.models:mark_complete",
+    "alignment.checkpoints:mark_complete",
     "alignment.update:RoundTrainer.training_step",
     "alignment.update:RoundTrainer._save_checkpoint",
     "transformers:Trainer._save_checkpoint",

@@ -8,7 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from alignment import models
+from alignment import checkpoints, models
 from alignment.config import FromScratch
 
 SHAPE = {"layers": 2, "width": 16, "heads": 2, "feedforward": 32, "vocabulary": 300}
@@ -164,16 +164,16 @@ def test_models_are_found_in_runs_and_folders_or_refused_with_the_reason(
 
 
 def test_only_whole_checkpoints_are_resumed(tmp_path):
-    assert models.last_complete_checkpoint(tmp_path) is None
+    assert checkpoints.last_complete_checkpoint(tmp_path) is None
     for step in (5, 10, 20):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
         (folder / "weights").write_bytes(b"x" * step)
-        models.mark_complete(folder)
-    assert models.last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-20")
+        checkpoints.mark_complete(folder)
+    assert checkpoints.last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-20")
     (tmp_path / "checkpoint-20" / "weights").write_bytes(b"x" * 19)  # torn
-    assert models.last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
-    (tmp_path / "checkpoint-10" / models.MARKER).unlink()  # killed before its marker
-    assert models.last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-5")
+    assert checkpoints.last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    (tmp_path / "checkpoint-10" / checkpoints.MARKER).unlink()  # killed before its marker
+    assert checkpoints.last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-5")
     shutil.rmtree(tmp_path / "checkpoint-5")
-    assert models.last_complete_checkpoint(tmp_path) is None
+    assert checkpoints.last_complete_checkpoint(tmp_path) is None

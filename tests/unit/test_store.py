@@ -143,7 +143,11 @@ def test_the_same_data_gives_the_same_bytes_in_another_process(tmp_path):
         subprocess.run(
             [sys.executable, "-c", program, str(root), str(Path(__file__).parent)],
             check=True,
-            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(__file__).parents[2])},
+            env={
+                **os.environ,
+                "PYTHONHASHSEED": seed,
+                "PYTHONPATH": str(Path(__file__).parents[2]),
+            },
         )
         shas.append([shard["sha256"] for shard in RoundStore(root).manifest(0)["shards"]])
     assert shas[0] == shas[1] and len(set(shas[0])) == 2
