@@ -263,8 +263,9 @@ def random_bandit(
     gamma: float | None = None,
     skew: float = 1.0,
     opposed: bool = False,
+    target: float = 0.9,
 ) -> Bandit:
-    """Random directions as features, theta* on the sphere of radius 0.9 R.
+    """Random directions as features, theta* on the sphere of radius `target` * R.
 
     Args:
         prompts: number of prompts, equally likely.
@@ -277,11 +278,12 @@ def random_bandit(
         skew: deviation of the logits of pi_0.
         opposed: pi_0 = softmax(-theta* . phi): what pi* prefers is what pi_0 hardly draws, and
             coverage is at its worst. pi* is then uniform.
+        target: ||theta*||_p / R.
     """
     phi = generator.normal(size=(prompts, responses, dimension))
     phi /= np.linalg.norm(phi, axis=2, keepdims=True)
     theta = generator.normal(size=dimension)
-    theta *= 0.9 * radius / np.linalg.norm(theta, norm)
+    theta *= target * radius / np.linalg.norm(theta, norm)
     features, theta_star = torch.from_numpy(phi), torch.from_numpy(theta)
     logits = skew * torch.from_numpy(generator.normal(size=(prompts, responses)))
     if opposed:
@@ -313,16 +315,14 @@ def tabular(
     return Bandit(features, base, prompts, values.reshape(-1), gamma, radius, math.inf)
 
 
-def dyadic(
-    responses: int, radius: float, generator: np.random.Generator, gamma: float | None = None
-) -> Bandit:
+def dyadic(responses: int, radius: float, gamma: float | None = None) -> Bandit:
     """A table over responses that pi_0 draws with probability 1/2, 1/4, ..., the last one twice.
 
     However many pairs are drawn, some responses have been seen about once: the mass of what was
     never seen falls as 1/n, neither faster (as with a fixed number of like responses) nor slower.
-    f* is uniform on [-1, 1].
+    f* is 1, -1, 1, ...: no response is easier than another.
     """
     powers = torch.arange(1, responses + 1, dtype=torch.float64).clamp_max(responses - 1)
     base = (-powers * math.log(2))[None]
-    values = torch.from_numpy(generator.uniform(-1, 1, size=(1, responses)))
+    values = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(responses)[None, :responses]
     return tabular(values, base, torch.ones(1, dtype=torch.float64), radius, gamma)

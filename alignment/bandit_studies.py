@@ -62,19 +62,19 @@ def build(instance: Instance, streams: Streams) -> Bandit:
     """The bandit that the settings describe."""
     if isinstance(instance, Skewed):
         return skewed(instance.dimension, instance.radius, instance.norm, instance.gamma)
-    generator = streams.internal("instance", 0)
     if isinstance(instance, Dyadic):
-        return dyadic(instance.responses, instance.radius, generator, instance.gamma)
+        return dyadic(instance.responses, instance.radius, instance.gamma)
     assert isinstance(instance, Random)
     shape = instance.prompts, instance.responses, instance.dimension
     return random_bandit(
         *shape,
         instance.radius,
-        generator,
+        streams.internal("instance", 0),
         instance.norm,
         instance.gamma,
         instance.skew,
         instance.opposed,
+        instance.target,
     )
 
 

@@ -70,6 +70,7 @@ def minimize_in_ball(
         largest = hessian.diagonal(dim1=1, dim2=2).amax(1) * (1 + radius) ** 2
         which = which[torch.maximum(curvature, -slope) > tolerance**2 * largest]
         if not len(which):
+            assert bool(torch.isfinite(theta).all())
             return theta
     raise ArithmeticError(
         f"{len(which)} of {len(theta)} problems unsolved after {max_steps} Newton steps"
@@ -135,7 +136,7 @@ def _minimize_model(
     start = (vectors.transpose(1, 2) @ here[:, :, None])[:, :, 0]
     newton = start - torch.where(flat, 0.0, slope / torch.where(flat, 1.0, values))
     free = (vectors @ newton[:, :, None])[:, :, 0]
-    outside = torch.linalg.vector_norm(free, norm, dim=1) > radius
+    outside = torch.linalg.vector_norm(free, norm, dim=1) > radius * (1 + 1e-12)
     if not bool(outside.any()):
         return free
     result = free.clone()
@@ -155,7 +156,7 @@ def _minimize_model(
 def _secular(values: Tensor, linear: Tensor, radius: float) -> Tensor:
     """z_i = linear_i / (values_i + mu), with mu > 0 such that ||z|| = R, in the eigenbasis."""
     low = torch.zeros_like(linear[:, :1])
-    high = linear.norm(dim=1, keepdim=True) / radius
+    high = linear.norm(dim=1, keepdim=True).clamp_min(1e-300) / radius
     for _ in range(200):
         mu = (low + high) / 2
         long = (linear / (values + mu)).norm(dim=1, keepdim=True) > radius

@@ -40,6 +40,7 @@ class Random(_Instance):
     dimension: int = Field(ge=1, description="d")
     norm: float = Field(2.0, ge=1, le=2, description="p of the ball")
     skew: float = Field(1.0, ge=0, description="deviation of pi_0's logits")
+    target: float = Field(0.9, gt=0, le=1, description="norm of theta* as a share of R")
     opposed: bool = Field(False, description="pi_0 avoids what pi* prefers: the worst coverage")
 
 

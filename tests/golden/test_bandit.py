@@ -132,5 +132,5 @@ def test_the_skewed_instance_is_that_of_the_theorem():
 
 
 def test_dyadic_probabilities():
-    b = dyadic(5, 2.0, np.random.default_rng(0))
+    b = dyadic(5, 2.0)
     torch.testing.assert_close(b.base.exp()[0], torch.tensor([8, 4, 2, 1, 1]).double() / 16)

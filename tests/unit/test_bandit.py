@@ -155,6 +155,18 @@ def test_rounds_converge_above_the_threshold_and_not_below():
     assert above[-1] < offline[-1]
 
 
+def test_a_policy_that_only_repeats_itself_learns_nothing_and_stays():
+    bandit = skewed(6, 8.0, norm=2.0)
+    table = PairTable.of(bandit)
+    theta = torch.zeros(2, 6).double()
+    theta[:, 0], theta[:, 1] = 0.6 * 8, -0.8 * 8  # on the sphere, but for rounding
+    nothing = draw(
+        torch.zeros(2, 15).double(), win_probability(bandit, table), 9, np.random.default_rng(0)
+    )
+    stayed = fit(bandit, table, nothing, objective_of("dpo", bandit.gamma), theta)
+    torch.testing.assert_close(stayed, theta, atol=1e-9, rtol=0)
+
+
 def test_pairs_have_the_frequencies_they_should():
     bandit = random_bandit(2, 3, 2, 1.0, np.random.default_rng(4))
     table = PairTable.of(bandit)
