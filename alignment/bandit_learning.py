@@ -164,6 +164,7 @@ class _Derivatives:
     ) -> None:
         assert isinstance(objective.gamma, float)
         self.bandit, self.table, self.objective = bandit, table, objective
+        self.gamma: float = objective.gamma
         # Pairs that no replica drew cost time and change nothing.
         drawn = (batch.counts > 0).any(0)
         self.table = PairTable(table.prompt[drawn], table.first[drawn], table.second[drawn])
@@ -203,7 +204,7 @@ class _Derivatives:
             self.reference[which].reshape(-1, 2),
             self.target[which].reshape(-1),
             self.weight[which].reshape(-1),
-            self.objective.gamma,
+            self.gamma,
         )
         (first,) = torch.autograd.grad(losses.sum(), logprobs, create_graph=True)
         (second,) = torch.autograd.grad(first[:, 0].sum(), logprobs)
@@ -293,9 +294,9 @@ def objective_of(
     """
     assert math.isfinite(calibration)
     if name == "dpo":
-        return DPO(name="dpo", gamma=gamma, reference=reference, labels="sampled")  # type: ignore[arg-type]
+        return DPO(name="dpo", gamma=gamma, reference=reference, labels="sampled")
     if name == "pdfr":
         return PDFR(name="pdfr", gamma=gamma, reference="initial", beta=1.0)
     if name == "rebel":
-        return REBEL(name="rebel", gamma=gamma, reference=reference)  # type: ignore[arg-type]
+        return REBEL(name="rebel", gamma=gamma, reference=reference)
     return RDRC(name="rdrc", gamma=gamma, reference="previous", gamma_c=calibration * gamma)

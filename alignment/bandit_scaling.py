@@ -41,7 +41,9 @@ def scaling(
     ]
     with run_dir.progress(study.name, len(cells), "curves") as progress:
         for place, label, bandit, error, method in cells:
-            head = label | ({"reward_error": error} if len(study.reward_errors) > 1 else {})
+            head: dict[str, Any] = label | (
+                {"reward_error": error} if len(study.reward_errors) > 1 else {}
+            )
             head = head | {"method": method.name}
             values = []
             for size in study.pairs_per_round:

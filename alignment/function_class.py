@@ -76,14 +76,14 @@ def fit(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, study.steps)
     for _ in range(study.steps):
         optimizer.zero_grad()
-        f = values(weights, features, bandit.radius)  # type: ignore[arg-type]
+        f = values(weights, features, bandit.radius)
         logprobs = table.both(torch.log_softmax(bandit.base + f, dim=-1)).reshape(-1, 2)
         losses, _ = pair_losses(objective.name, logprobs, reference, target, weight, bandit.gamma)
         (losses.sum() / bandit.gamma**2).backward()  # one learning rate for every gamma
         optimizer.step()
         schedule.step()
     with torch.no_grad():
-        f = values(weights, features, bandit.radius)  # type: ignore[arg-type]
+        f = values(weights, features, bandit.radius)
     assert f.shape[0] == replicas
     return f
 
@@ -96,7 +96,8 @@ def network(
     teacher = new_weights(1, width, features.shape[2], streams.internal("teacher", 0), 1.0)
     truth = values(teacher, features, bandit.radius)[0]
     problem = tabular(truth, bandit.base, bandit.prompts, bandit.radius, bandit.gamma)
-    curves, slopes = [], []
+    curves: list[dict[str, Any]] = []
+    slopes: list[dict[str, Any]] = []
     methods = {"DPO": "dpo", "PDFR": "pdfr", "REBEL, fixed": "rebel"}
     with run_dir.progress(study.name, len(methods) * len(study.pairs_per_round)) as progress:
         for name, objective in methods.items():
