@@ -68,7 +68,10 @@ def minimize_in_ball(
         theta[which] = here + size[:, None] * step
         curvature = torch.einsum("bi,bij,bj->b", step, hessian, step)
         largest = hessian.diagonal(dim1=1, dim2=2).amax(1) * (1 + radius) ** 2
-        which = which[torch.maximum(curvature, -slope) > tolerance**2 * largest]
+        # Along the ball's faces the slope does not vanish, and rounding leaves this much of it.
+        rounding = 1e-11 * gradient.abs().sum(1) * (1 + radius)
+        bent = curvature > tolerance**2 * largest
+        which = which[bent | (-slope > torch.maximum(rounding, tolerance**2 * largest))]
         if not len(which):
             assert bool(torch.isfinite(theta).all())
             return theta

@@ -322,17 +322,23 @@ def _reduce_support(basis: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """The same M with at most d (d + 1) / 2 + 1 points (Caratheodory)."""
     upper = np.triu_indices(basis.shape[1])
     support = np.flatnonzero(weights)
-    while len(support) > len(upper[0]) + 1:
+    excess = len(support) - len(upper[0]) - 1
+    if excess > 0:
         rows = basis[support]
         moments = np.column_stack([rows[:, upper[0]] * rows[:, upper[1]], np.ones(len(support))])
-        # Moving along a null vector keeps M and the sum; go until a weight is used up.
-        null = np.linalg.svd(moments.T, full_matrices=True)[2][-1]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            lengths = np.where(null > 0, weights[support] / null, np.inf)
-        last = int(lengths.argmin())
-        weights[support] = np.maximum(weights[support] - lengths[last] * null, 0)
-        weights[support[last]] = 0.0
-        support = np.flatnonzero(weights)
+        null = np.linalg.qr(moments, mode="complete")[0][:, -excess:].T
+        left = weights[support]
+        for i in range(excess):
+            # Moving along a null vector keeps M and the sum; go until a weight is used up.
+            move = null[i] if null[i].max() > 0 else -null[i]
+            lengths = np.divide(left, move, out=np.full(len(left), np.inf), where=move > 1e-14)
+            last = int(lengths.argmin())
+            left = np.maximum(left - lengths[last] * move, 0)
+            left[last] = 0.0
+            # The vectors still to come must leave that point alone.
+            null[i + 1 :] -= np.outer(null[i + 1 :, last] / null[i, last], null[i])
+            null[i + 1 :, last] = 0.0
+        weights[support] = left
     return weights / weights.sum()
 
 
