@@ -109,7 +109,8 @@ def split_of(module: str) -> str:
 def _sources(package: str) -> Iterator[tuple[str, Path]]:
     """(module name, file) of every source file of a package."""
     if package == "standard library":
-        root, prefix = Path(sysconfig.get_path("stdlib")), ()
+        root = Path(sysconfig.get_path("stdlib"))
+        prefix: tuple[str, ...] = ()
     else:
         spec = find_spec(package)
         assert spec is not None and spec.submodule_search_locations

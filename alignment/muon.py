@@ -70,7 +70,7 @@ class MuonAdamW(Optimizer):
         self.param_groups = [group for part in self._parts for group in part.param_groups]
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> None:
         """One update of every parameter that has a gradient."""
         assert closure is None
         for part in self._parts:

@@ -126,7 +126,8 @@ def _given(rows: Any, tokenizer: PreTrainedTokenizerBase, config: RewardTraining
         texts = [rows[column][row] for row in kept]
         answers, _ = tokenize_answers(texts, tokenizer, config.max_completion_tokens)
         sides.append([_join(*both) for both in zip(prompts, answers, strict=True)])
-    return Preferences(*sides, ["given"] * len(kept))
+    chosen, rejected = sides
+    return Preferences(chosen, rejected, ["given"] * len(kept))
 
 
 def _made(

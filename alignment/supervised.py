@@ -168,6 +168,8 @@ def _training_arguments(
 class SupervisedTrainer(StrictCheckpoints, Trainer):
     """`transformers.Trainer` on rows in a given order, with a loss that is a function."""
 
+    optimizer: torch.optim.Optimizer | None
+
     loss: Loss
     peek: Callable[[], dict[str, float]]
     peek_every: int
