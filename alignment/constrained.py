@@ -70,7 +70,9 @@ def minimize_in_ball(
         largest = hessian.diagonal(dim1=1, dim2=2).amax(1) * (1 + radius) ** 2
         # Along the ball's faces the slope does not vanish, and rounding leaves this much of it.
         rounding = 1e-11 * gradient.abs().sum(1) * (1 + radius)
-        bent = curvature > tolerance**2 * largest
+        # A small step that does not descend is the model's own rounding: no better can be had.
+        exhausted = (slope >= 0) & (curvature <= 1e-10 * largest)
+        bent = (curvature > tolerance**2 * largest) & ~exhausted
         which = which[bent | (-slope > torch.maximum(rounding, tolerance**2 * largest))]
         if not len(which):
             assert bool(torch.isfinite(theta).all())
