@@ -44,6 +44,19 @@ class Prompts:
         return len(self.ids)
 
 
+@dataclass(frozen=True)
+class Given:
+    """Completions that a round takes as they are, instead of sampling them.
+
+    Attributes:
+        completion_ids: for each prompt of the round its completions, or None where it samples.
+        terminated: whether each ended in EOS; shape (prompts, samples), read where they are given.
+    """
+
+    completion_ids: list[list[np.ndarray] | None]
+    terminated: np.ndarray
+
+
 class Collector:
     """Samples, scores and stores completions of whatever the policy currently is.
 
@@ -78,16 +91,18 @@ class Collector:
         store: RoundStore,
         round: int,
         purpose: str,
+        given: Given | None = None,
     ) -> Completions:
         """Return round `round` of `store`; whatever is already stored is not sampled again.
 
         Args:
             policy: pi_k.
             prompts: the data set.
-            rows: which of its prompts, int64; no prompt twice.
+            rows: which of its prompts, int64; none twice, but for those with given completions.
             store: where the round lives.
             round: its number.
             purpose: names the random streams, so that training and evaluation draw apart.
+            given: completions not to sample.
         """
         if round not in store.rounds():
             shards = -(-len(rows) // self.config.shard_size)
@@ -100,8 +115,10 @@ class Collector:
                 self.run_dir.progress(label, to_do, "prompts") as progress,
             ):
                 for shard in missing:
-                    part = rows[shard_rows(len(rows), shards, shard)]
-                    batch = self._sample_and_score(policy, sampler, prompts, part, round, purpose)
+                    part = shard_rows(len(rows), shards, shard)
+                    batch = self._sample_and_score(
+                        policy, sampler, prompts, rows, part, round, purpose, given
+                    )
                     writer.write(shard, batch)
                     progress.advance(len(part))
             PartialState().wait_for_everyone()
@@ -126,39 +143,56 @@ class Collector:
         policy: PreTrainedModel,
         sampler: nn.Module,
         prompts: Prompts,
-        rows: np.ndarray,
+        all_rows: np.ndarray,
+        part: range,
         round: int,
         purpose: str,
+        given: Given | None,
     ) -> Completions:
-        n = self.sampling.samples_per_prompt
+        n, rows = self.sampling.samples_per_prompt, all_rows[part]
         ids = [prompts.ids[row] for row in rows]
+        fixed = [None] * len(all_rows) if given is None else given.completion_ids
+        to_sample = [i for i, at in enumerate(part) if fixed[at] is None]
         sampled = generate(
             sampler,
-            ids,
+            [ids[i] for i in to_sample],
             self.sampling,
             self.streams,
             round_index=round,
             eos_ids=eos_ids(policy, self.tokenizer),
-            prompt_index=rows,
+            prompt_index=rows[to_sample],
             stream=f"{purpose} tokens",
         )
+        completion_ids, terminated = sampled.completion_ids, sampled.terminated
+        # A prompt draws its label once a round; given pairs may share a prompt, so they draw by
+        # their place.
+        labels = [self.streams.data(f"{purpose} labels", round, int(row)) for row in rows]
+        if given is not None:
+            own = dict(zip(to_sample, completion_ids, strict=True))
+            ended = np.array(given.terminated[part])
+            ended[to_sample] = terminated
+            completion_ids, terminated = [], ended
+            for i, at in enumerate(part):
+                taken = fixed[at]
+                completion_ids.append(own[i] if taken is None else taken)
+                if taken is not None:
+                    labels[i] = self.streams.data(f"{purpose} given labels", round, at)
         repeated = [prompt for prompt in ids for _ in range(n)]
-        flat = [completion for samples in sampled.completion_ids for completion in samples]
+        flat = [completion for samples in completion_ids for completion in samples]
         conversations = [prompts.conversations[row] for row in rows for _ in range(n)]
-        rewards = self.reward.score(repeated, flat, sampled.terminated.ravel(), conversations)
+        rewards = self.reward.score(repeated, flat, terminated.ravel(), conversations)
         policy_logprobs = self.score(policy, repeated, flat)
         # Round 0 is drawn from pi_0 itself: the same weights give the same column.
         reference = policy_logprobs if round == 0 else self.score(self.initial, repeated, flat)
-        draws = [self.streams.data(f"{purpose} labels", round, int(row)).random() for row in rows]
         return Completions(
             prompt_index=np.asarray(rows, dtype=np.int64),
             prompt_ids=ids,
-            completion_ids=sampled.completion_ids,
-            terminated=sampled.terminated,
+            completion_ids=completion_ids,
+            terminated=terminated,
             rewards=rewards.reshape(-1, n),
             policy_logprobs=policy_logprobs.reshape(-1, n),
             reference_logprobs=reference.reshape(-1, n),
-            label_uniform=np.array(draws, dtype=np.float64),
+            label_uniform=np.array([draw.random() for draw in labels], dtype=np.float64),
         )
 
     def _metadata(self, policy: PreTrainedModel, purpose: str) -> dict:

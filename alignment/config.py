@@ -247,6 +247,35 @@ class Evaluation(Settings):
     bootstrap: int = Field(1000, ge=100, description="resamples behind each 95% interval")
 
 
+class RoundSizes(Settings):
+    """Rounds that shrink and a large last one: n_k = first * decay^k (Corollary 3.6)."""
+
+    first: int = Field(ge=1, description="n_0")
+    decay: float = Field(gt=0, le=1, description="eta^alpha, the factor from round to round")
+    last: int | None = Field(None, ge=1, description="n_{K-1}; null: what decay makes of it")
+
+    def size(self, round: int, rounds: int, least: int) -> int:
+        """n_k, at least `least`."""
+        if self.last is not None and round == rounds - 1:
+            return self.last
+        return max(least, int(self.first * self.decay**round + 0.5))
+
+
+class HybridDesign(Settings):
+    """Part of every round from a preferential G-optimal design (Algorithm 2).
+
+    The design is over `prompts` prompts and `candidates` responses of pi_0 to each, with pi_0's
+    last hidden layer, averaged over the completion and projected, as features. It is made once,
+    before training, without the reward model.
+    """
+
+    share: float = Field(0.5, gt=0, lt=1, description="share of each round's pairs")
+    prompts: int = Field(256, ge=1, description="prompts that the design chooses from")
+    candidates: int = Field(8, ge=2, description="responses to each that it chooses from")
+    dimension: int = Field(16, ge=1, description="d, features after the projection")
+    tolerance: float = Field(0.05, gt=0, lt=1, description="relative duality gap")
+
+
 class _Alignment(Experiment):
     policy: str = Field(description="pi_0: run directory, model folder or Hub name")
     attention: Literal["sdpa", "eager", "flash_attention_2"] = Field(
@@ -263,8 +292,10 @@ class _Alignment(Experiment):
     )
     objective: Objective
     rounds: int = Field(ge=1, description="K, number of policy updates")
-    prompts_per_round: PositiveInt | list[PositiveInt] | None = Field(
-        None, description="n_k: one size, one per round, or null for all prompts"
+    prompts_per_round: PositiveInt | list[PositiveInt] | RoundSizes | None = Field(
+        None,
+        description="n_k: one size, one per round, {first, decay, last} (never below batch_size), "
+        "or null for all prompts",
     )
     batch_size: int = Field(ge=1, description="pairs per optimizer step, over all processes")
     shard_size: int = Field(256, ge=1, description="prompts per stored shard: what a kill can cost")
@@ -307,6 +338,8 @@ class _Alignment(Experiment):
     def prompts_in_round(self, round: int) -> int | None:
         """Number of prompts n_k of round `round`; None for all."""
         sizes = self.prompts_per_round
+        if isinstance(sizes, RoundSizes):
+            return sizes.size(round, self.rounds, self.batch_size)
         return sizes[round] if isinstance(sizes, list) else sizes
 
 
@@ -315,6 +348,18 @@ class OnPolicy(_Alignment):
 
     experiment: Literal["alignment.on_policy"]
     epochs: int = Field(1, ge=1, description="passes over D_k in each round")
+    design: HybridDesign | None = Field(
+        None, description="the hybrid sampler: half of each round from an optimal design"
+    )
+
+    @model_validator(mode="after")
+    def _design_gives_pairs(self) -> OnPolicy:
+        if self.design is not None and self.sampling.samples_per_prompt != 2:
+            raise ValueError(
+                f"sampling.samples_per_prompt={self.sampling.samples_per_prompt}: with a design a "
+                "round consists of pairs; set it to 2"
+            )
+        return self
 
 
 class Offline(_Alignment):

@@ -32,6 +32,7 @@ from alignment.collect import Collector, Prompts, rows_of_round
 from alignment.config import Offline, OnPolicy
 from alignment.diagnostics import data_diagnostics, update_diagnostics
 from alignment.evaluate import evaluate
+from alignment.hybrid import DesignedPairs, designed_pairs
 from alignment.models import load_policy, load_tokenizer, weights_sha256
 from alignment.pairs import Targets, make_targets, select_pairs
 from alignment.reward import RewardModel
@@ -98,6 +99,13 @@ class _Loop:
         self.collector = Collector(
             config, self.initial, self.reward, self.tokenizer, self.streams, run_dir
         )
+        self.design: DesignedPairs | None = None
+        self.sampled = self.sizes
+        if isinstance(config, OnPolicy) and config.design is not None:
+            self.sampled = [n - round(config.design.share * n) for n in self.sizes]
+            self.design = designed_pairs(
+                config.design, self.collector, self.initial, self.train_prompts, run_dir
+            )
         self.first_round = self._last_saved()
         self.policy = self._policy_of(self.first_round)
         remove_update_checkpoints(run_dir, through=self.first_round)
@@ -131,9 +139,14 @@ class _Loop:
             completions = store.read(self.config.replay_round).data
         else:
             source = 0 if self.offline else k
-            rows = rows_of_round(len(self.train_prompts), self.sizes, source, self.streams)
+            # Sampled from pi_k; with a design, only the first part of the round.
+            rows = rows_of_round(len(self.train_prompts), self.sampled, source, self.streams)
+            given = None
+            if self.design is not None:
+                count = self.sizes[k] - self.sampled[k]
+                rows, given = self.design.append(rows, count, self.streams.data("design", k))
             completions = self.collector.collect(
-                self.policy, self.train_prompts, rows, self.rounds, source, "collect"
+                self.policy, self.train_prompts, rows, self.rounds, source, "collect", given
             )
         assert isinstance(completions, Completions)
         return completions
@@ -163,8 +176,10 @@ class _Loop:
         both = list(pairs.prompt_ids) * 2, [*pairs.first_ids, *pairs.second_ids]
         logprobs = self.collector.score(self.policy, *both).reshape(2, -1).T
         soft = config.objective.name in ("dpo", "pdfr")
-        of_data = data_diagnostics(completions, pairs)
-        of_update = update_diagnostics(pairs, targets, logprobs, soft)
+        # What they estimate are means under pi_k, which the design's pairs do not come from.
+        own = np.arange(len(pairs) if self.design is None else self.sampled[k])
+        of_data = data_diagnostics(completions.take(own), pairs.take(own))
+        of_update = update_diagnostics(pairs.take(own), targets.take(own), logprobs[own], soft)
         self.run_dir.log(
             round=k + 1,
             optimizer_steps=steps,

@@ -31,6 +31,12 @@ class Targets:
     weight: np.ndarray
     gamma: float
 
+    def take(self, rows: np.ndarray) -> Targets:
+        """Return those of the pairs at `rows`."""
+        return Targets(
+            self.target[rows], self.reference_logprobs[rows], self.weight[rows], self.gamma
+        )
+
 
 def select_pairs(completions: Completions, selection: str) -> Pairs:
     """One pair for each prompt.
@@ -91,19 +97,13 @@ def make_targets(
         gamma: KL regularization of this round.
         reward_scale: rewards are divided by it (their standard deviation under pi_0, or 1).
     """
-    difference = (pairs.rewards[:, 0] - pairs.rewards[:, 1]) / reward_scale
-    if isinstance(objective, DPO) and objective.labels == "ranked":
-        target = np.where(difference > 0, 1.0, 0.0)
-    elif isinstance(objective, DPO):
-        target = (pairs.label_uniform < sigmoid(objective.beta * difference)).astype(np.float32)
-    elif isinstance(objective, PDFR):
-        target = sigmoid(objective.beta * difference)
-    elif isinstance(objective, REBEL):
-        target = difference
-    else:
-        # r_hat = r - gamma_c ln(pi_k / pi_0), with both log-probabilities stored beside the pair.
-        shift = pairs.policy_logprobs - pairs.reference_logprobs
-        target = difference - objective.gamma_c * (shift[:, 0] - shift[:, 1])
+    target = target_of(
+        objective,
+        (pairs.rewards[:, 0] - pairs.rewards[:, 1]) / reward_scale,
+        pairs.policy_logprobs,
+        pairs.reference_logprobs,
+        pairs.label_uniform,
+    )
     initial = objective.reference == "initial"
     return Targets(
         target=target.astype(np.float32),
@@ -111,6 +111,35 @@ def make_targets(
         weight=pairs.weight,
         gamma=gamma,
     )
+
+
+def target_of(
+    objective: DPO | PDFR | REBEL | RDRC,
+    difference: np.ndarray,
+    policy_logprobs: np.ndarray,
+    reference_logprobs: np.ndarray,
+    label_uniform: np.ndarray,
+) -> np.ndarray:
+    """The target z of each pair (2601.08421, Section 5.1).
+
+    Args:
+        objective: the objective's settings.
+        difference: r(x, a1) - r(x, a2), shape (pairs,).
+        policy_logprobs: ln pi_k(a_i|x), shape (pairs, 2), nats.
+        reference_logprobs: ln pi_0(a_i|x), shape (pairs, 2), nats.
+        label_uniform: the draw behind a sampled label, shape (pairs,).
+    """
+    if isinstance(objective, DPO) and objective.labels == "ranked":
+        return np.where(difference > 0, 1.0, 0.0)
+    if isinstance(objective, DPO):
+        return np.where(label_uniform < sigmoid(objective.beta * difference), 1.0, 0.0)
+    if isinstance(objective, PDFR):
+        return sigmoid(objective.beta * difference)
+    if isinstance(objective, REBEL):
+        return difference
+    # r_hat = r - gamma_c ln(pi_k / pi_0), with both log-probabilities stored beside the pair.
+    shift = policy_logprobs - reference_logprobs
+    return difference - objective.gamma_c * (shift[:, 0] - shift[:, 1])
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:

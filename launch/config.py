@@ -84,6 +84,21 @@ EXPERIMENTS = {
         "alignment.on_policy:run",
         "the off-policy twin: the same objective on the first round's samples only",
     ),
+    "alignment.bandit": Experiment(
+        "alignment.theory_config:BanditExperiment",
+        "alignment.bandit_studies:run",
+        "preference learning in bandits: coverage, rates and rounds, against the theory",
+    ),
+    "alignment.design": Experiment(
+        "alignment.theory_config:DesignExperiment",
+        "alignment.design_study:run",
+        "optimal designs for preference learning: values, bounds and supports",
+    ),
+    "alignment.coverage": Experiment(
+        "alignment.theory_config:CoverageOfRun",
+        "alignment.coverage:run",
+        "how well each round's policy of a finished run covers its final one",
+    ),
     "rl.fqi": Experiment(
         "rl.config:FQI",
         "rl.figure_one:run",
