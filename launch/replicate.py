@@ -4,11 +4,14 @@ N runs of one config that differ in `seed`. Where the config has an `internal_se
 algorithm's own randomness, and stays; where it has none (a language model's training), everything
 random follows the seed, and identity is not to be expected: then the distances tell.
 
-Two results are identical if their `weights_sha256` are: to the last bit.
+Two results are identical if their `weights_sha256` are: to the last bit. A study that leaves no
+weights is compared by the numbers of its summary.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,10 +32,16 @@ RETURNS = {
     "alignment.reward_training": "heldout_loss",
     "alignment.on_policy": "rounds.-1.reward_mean",
     "alignment.offline": "rounds.-1.reward_mean",
+    "alignment.bandit": "curves.-1.kl_mean",
+    "alignment.design": "value",
+    "alignment.coverage": "rounds.-1.coverage",
     "rl.fqi": "cells.-1.return_mean",
     "rl.lsvi": "cells.-1.suboptimality",
     "rl.lsvi_ucb": "cells.-1.suboptimality",
 }
+
+# What tells two runs apart without being a result.
+NOT_RESULTS = {"experiment", "status", "seed", "config_sha256", "code_revision"}
 
 
 def replicate(
@@ -142,12 +151,31 @@ def lines(report: Mapping[str, Any]) -> list[str]:
 
 
 def _summary(path: Path) -> dict[str, Any]:
-    import json
-
+    """A finished run's summary; a study without weights is identified by the numbers it reports."""
     summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
     if "weights_sha256" not in summary:
-        raise ConfigError(f"{path / 'summary.json'} has no weights_sha256 to compare results by")
+        digest = hashlib.sha256(_reported(summary).tobytes()).hexdigest()
+        summary["weights_sha256"] = digest
     return summary
+
+
+def _reported(summary: dict[str, Any]) -> np.ndarray:
+    """Every number of a summary that is a result, in the order of the keys; float64."""
+    numbers: list[float] = []
+
+    def walk(value: Any) -> None:
+        if isinstance(value, dict):
+            for key in sorted(value):
+                if key not in NOT_RESULTS and not key.endswith("seconds"):
+                    walk(value[key])
+        elif isinstance(value, list):
+            for item in value:
+                walk(item)
+        elif isinstance(value, int | float):
+            numbers.append(float(value))
+
+    walk(summary)
+    return np.array(numbers, dtype=np.float64)
 
 
 def _value(summary: Any, metric: str) -> float:
@@ -182,8 +210,11 @@ def _distance(a: Path, b: Path) -> tuple[float, float, float]:
 
 
 def _weights(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a run's ``checkpoints/final``."""
+    """The arrays of a run's ``checkpoints/final``, or the numbers of its summary without one."""
     folder = path / "checkpoints" / "final"
+    if not folder.exists():
+        summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
+        return {"summary": _reported(summary)}
     found: dict[str, np.ndarray] = {}
     for file in sorted(folder.glob("*.npz")):
         with np.load(file) as arrays:

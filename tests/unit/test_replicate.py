@@ -158,3 +158,13 @@ def test_bounds_says_when_no_cell_was_good_enough(tmp_path):
     assert "no cell reached" in bounds.lines([], bounds.needed(path))[-1]
     with pytest.raises(ConfigError, match="no finished run"):
         bounds.needed(tmp_path)
+
+
+def test_a_study_without_weights_is_compared_by_the_numbers_it_reports(tmp_path):
+    for name, kl, seed in (("a", 0.5, 1), ("b", 0.5, 2), ("c", 0.75, 3)):
+        (tmp_path / name).mkdir()
+        summary = {"experiment": "x", "seed": seed, "seconds": seed, "curves": [{"kl_mean": kl}]}
+        (tmp_path / name / "summary.json").write_text(json.dumps(summary))
+    a, b, c = (replicate._summary(tmp_path / name)["weights_sha256"] for name in "abc")
+    assert a == b != c
+    assert replicate._distance(tmp_path / "a", tmp_path / "c")[0] == 0.25
