@@ -59,11 +59,12 @@ def test_unrounded_results_differ_and_the_distance_says_how_much(config, tmp_pat
     report = json.loads((out / "replicate.json").read_text())
     assert report["pairwise_identity"] == 0.0 and report["most_common_share"] == 0.5
     assert [result["seed"] for result in report["results"]] == [5, 6]
-    left, right = (
-        np.load(out / f"run-00{i}" / "checkpoints" / "final" / "weights.npz") for i in range(2)
-    )
-    [name] = left.files
-    assert report["distance_mean"] == pytest.approx(np.linalg.norm(left[name] - right[name]))
+    weights = []
+    for i in range(2):
+        with np.load(out / f"run-00{i}" / "checkpoints" / "final" / "weights.npz") as arrays:
+            [name] = arrays.files
+            weights.append(arrays[name])
+    assert report["distance_mean"] == pytest.approx(np.linalg.norm(weights[0] - weights[1]))
     assert 0 < report["relative_distance_mean"] < 1e-2
     assert report["metric"] == "cells.-1.suboptimality"
 
