@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from alignment.logprobs import pad_completions
+from alignment.logprobs import batches_by_length
 from rollout.randomness import Streams
 
 
@@ -37,13 +37,7 @@ def hidden_features(
     model.eval()
     device = next(model.parameters()).device
     result = np.zeros((len(prompt_ids), model.config.hidden_size))
-    lengths = [len(p) + len(c) for p, c in zip(prompt_ids, completion_ids, strict=True)]
-    order = np.argsort(lengths, kind="stable")
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        batch = pad_completions(
-            [prompt_ids[i] for i in rows], [completion_ids[i] for i in rows], pad_id
-        )
+    for rows, batch in batches_by_length(prompt_ids, completion_ids, pad_id, batch_size):
         ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1).to(device)
         mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1).to(device)
         output = model.base_model(

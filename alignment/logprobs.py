@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -87,19 +87,32 @@ def score_completions(
     """
     device = next(model.parameters()).device
     result = np.zeros(len(prompt_ids), dtype=np.float32)
-    lengths = [len(p) + len(c) for p, c in zip(prompt_ids, completion_ids, strict=True)]
-    order = np.argsort(lengths, kind="stable")
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        batch = pad_completions(
-            [prompt_ids[i] for i in rows], [completion_ids[i] for i in rows], pad_id
-        )
+    for rows, batch in batches_by_length(prompt_ids, completion_ids, pad_id, batch_size):
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
             total, _ = completion_logprobs(
                 model, **{name: tensor.to(device) for name, tensor in batch.items()}
             )
         result[rows] = total.float().cpu().numpy()
     return result
+
+
+def batches_by_length(
+    prompt_ids: Sequence[np.ndarray],
+    completion_ids: Sequence[np.ndarray],
+    pad_id: int,
+    batch_size: int,
+) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
+    """Rows, and what `pad_completions` makes of them, `batch_size` sequences of like length."""
+    lengths = [len(p) + len(c) for p, c in zip(prompt_ids, completion_ids, strict=True)]
+    order = np.argsort(lengths, kind="stable")
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        yield (
+            rows,
+            pad_completions(
+                [prompt_ids[row] for row in rows], [completion_ids[row] for row in rows], pad_id
+            ),
+        )
 
 
 def _pad(sequences: Sequence[np.ndarray], pad_id: int, *, left: bool) -> tuple[Tensor, Tensor]:
