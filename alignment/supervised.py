@@ -21,7 +21,6 @@ from transformers import (
     PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
-    TrainingArguments,
 )
 
 from alignment.checkpoints import StrictCheckpoints, last_complete_checkpoint
@@ -99,7 +98,15 @@ def fit(
     """
     folder = run_dir.checkpoints / "training"
     steps = len(order) // config.batch_size
-    arguments = _training_arguments(config, str(folder), run_dir.world, steps)
+    arguments = make_training_arguments(
+        config.train,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        folder=folder,
+        world=run_dir.world,
+        defaults={"logging_steps": 10, "save_steps": 200},
+        length={"max_steps": steps},
+    )
     trainer = SupervisedTrainer(
         model=model,
         args=arguments,
@@ -131,38 +138,6 @@ def save_final(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, run_d
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
         shutil.rmtree(run_dir.checkpoints / "training", ignore_errors=True)
-
-
-def _training_arguments(
-    config: SFT | RewardTraining, folder: str, world: int, steps: int
-) -> TrainingArguments:
-    per_device = config.train.get("per_device_train_batch_size", 8)
-    if config.batch_size % (per_device * world):
-        raise ValueError(
-            f"batch_size={config.batch_size} must be a multiple of "
-            f"train.per_device_train_batch_size={per_device} times {world} processes"
-        )
-    cuda = torch.cuda.is_available()
-    defaults: dict[str, Any] = {
-        "logging_steps": 10,
-        "save_steps": 200,
-        "save_total_limit": 2,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "dataloader_pin_memory": cuda,
-        "ddp_find_unused_parameters": False,
-        "use_cpu": not cuda,
-    }
-    derived: dict[str, Any] = {
-        "output_dir": folder,
-        "max_steps": steps,
-        "per_device_train_batch_size": per_device,
-        "gradient_accumulation_steps": config.batch_size // (per_device * world),
-        "seed": config.seed,
-        "remove_unused_columns": False,
-        "logging_nan_inf_filter": False,
-    }
-    return make_training_arguments({**defaults, **config.train, **derived})
 
 
 class SupervisedTrainer(StrictCheckpoints, Trainer):

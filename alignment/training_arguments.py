@@ -107,14 +107,58 @@ def check_training_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
     return arguments
 
 
-def make_training_arguments(arguments: dict[str, Any]) -> TrainingArguments:
-    """Build the class itself, which judges values that a type cannot.
+def make_training_arguments(
+    train: dict[str, Any],
+    *,
+    batch_size: int,
+    seed: int,
+    folder: Path,
+    world: int,
+    defaults: dict[str, Any],
+    length: dict[str, Any],
+) -> TrainingArguments:
+    """The config's ``train:`` section, with what follows from the rest of the config.
+
+    Args:
+        train: the section.
+        batch_size: examples or pairs per optimizer step, over all processes.
+        seed: the run's seed.
+        folder: where the Trainer keeps its checkpoints.
+        world: number of processes.
+        defaults: this experiment's own, where `train` is silent.
+        length: ``max_steps`` or ``num_train_epochs``.
 
     Raises:
-        ValueError: what the class refuses, such as an unknown scheduler or optimizer.
+        ValueError: `batch_size` cannot be split over the processes, or the class refuses a value
+            that its type allows, such as an unknown scheduler or optimizer.
     """
+    per_device = train.get("per_device_train_batch_size", 8)
+    if batch_size % (per_device * world):
+        raise ValueError(
+            f"batch_size={batch_size} must be a multiple of "
+            f"train.per_device_train_batch_size={per_device} times {world} processes"
+        )
+    import torch
     from transformers import TrainingArguments
 
+    cuda = torch.cuda.is_available()
+    common: dict[str, Any] = {
+        "save_total_limit": 2,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": cuda,
+        "ddp_find_unused_parameters": False,
+        "use_cpu": not cuda,
+    }
+    derived: dict[str, Any] = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": per_device,
+        "gradient_accumulation_steps": batch_size // (per_device * world),
+        "seed": seed,
+        "remove_unused_columns": False,
+        "logging_nan_inf_filter": False,
+    }
+    arguments = {**common, **defaults, **train, **derived, **length}
     try:
         made = TrainingArguments(**arguments)
     except (ValueError, ImportError) as error:

@@ -75,32 +75,15 @@ def training_arguments(config: OnPolicy | Offline, folder: Path, world: int) -> 
     Raises:
         ValueError: `batch_size` cannot be split over the processes, or `train:` is refused.
     """
-    per_device = config.train.get("per_device_train_batch_size", 8)
-    if config.batch_size % (per_device * world):
-        raise ValueError(
-            f"batch_size={config.batch_size} must be a multiple of "
-            f"train.per_device_train_batch_size={per_device} times {world} processes"
-        )
-    cuda = torch.cuda.is_available()
-    defaults: dict[str, Any] = {
-        "logging_steps": 1,
-        "save_total_limit": 2,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "dataloader_pin_memory": cuda,
-        "ddp_find_unused_parameters": False,
-        "use_cpu": not cuda,
-    }
-    derived: dict[str, Any] = {
-        "output_dir": str(folder),
-        "num_train_epochs": 1,
-        "per_device_train_batch_size": per_device,
-        "gradient_accumulation_steps": config.batch_size // (per_device * world),
-        "seed": config.seed,
-        "remove_unused_columns": False,
-        "logging_nan_inf_filter": False,
-    }
-    return make_training_arguments({**defaults, **config.train, **derived})
+    return make_training_arguments(
+        config.train,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        folder=folder,
+        world=world,
+        defaults={"logging_steps": 1},
+        length={"num_train_epochs": 1},
+    )
 
 
 def update(
