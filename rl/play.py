@@ -114,12 +114,11 @@ def play(
         if epsilon:
             explore = noise.random(copies) < epsilon
             actions = np.where(explore, noise.integers(0, environments.actions, copies), actions)
-        step = environments.step(actions)
+        step = environments.step(actions, busy)
         observations = step.observations
         for episode in step.episodes:
-            if left[episode.copy]:
-                played[episode.copy].append(episode)
-                left[episode.copy] -= 1
+            played[episode.copy].append(episode)
+            left[episode.copy] -= 1
     return Evaluation(environments.name, epsilon, seed, tuple(chain(*played)))
 
 

@@ -1,7 +1,6 @@
 """Evaluation episodes: quotas, raw returns, noise, scores, tables and films."""
 
 import csv
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,13 +8,15 @@ from PIL import Image
 
 from rl.human_scores import SCORES, human_normalized
 from rl.play import episode_returns, film, play, write_csv, write_gif
+from rollout.environments import Environments, Episode, Step, make
 from rollout.randomness import Streams
+from rollout.settings import EnvironmentSettings
 
 
-class Countdown:
+class Countdown(Environments):
     """Probe: game g of copy c has 2 + c steps with reward 100 c + g + (1 if action 1) each.
 
-    Every second step "loses a life": terminated, but no game is over. Copy 2's games end by time.
+    Every step "loses a life": terminated, but no game is over. Copy 2's games end by time.
     """
 
     name = "breakout"
@@ -34,25 +35,30 @@ class Countdown:
     def observe(self):
         return np.stack([np.arange(self.copies), self.step_of], 1)
 
-    def step(self, actions):
-        assert actions.shape == (self.copies,) and actions.dtype == np.int64
-        rewards = 100 * np.arange(self.copies) + self.game + (actions == 1)
+    def step(self, actions, running=None):
+        actions, running = self._check_actions(actions, running)
+        rewards = running * (100 * np.arange(self.copies) + self.game + (actions == 1))
         self.total += rewards
-        self.step_of += 1
+        self.step_of += running
         over = self.step_of == 2 + np.arange(self.copies)
         episodes = [
-            SimpleNamespace(
-                copy=int(c), total=float(self.total[c]), length=int(2 + c), truncated=bool(c == 2)
-            )
+            Episode(int(c), float(self.total[c]), int(2 + c), truncated=bool(c == 2))
             for c in np.flatnonzero(over)
         ]
         self.game[over] += 1
         self.step_of[over] = self.total[over] = 0
-        return SimpleNamespace(observations=self.observe(), episodes=episodes, rewards=rewards)
+        cut = over & (np.arange(self.copies) == 2)
+        return Step(self.observe(), rewards.astype(np.float32), running & ~cut, cut, {}, episodes)
 
     def render(self, copy):
         shade = 40 * self.step_of[copy]
         return np.full((4, 6, 3), [shade, 255 - shade, 7 * self.game[copy]], np.uint8)
+
+    def state_dict(self):
+        raise NotImplementedError
+
+    def load_state_dict(self, state):
+        raise NotImplementedError
 
 
 def nothing(observations):
@@ -85,6 +91,21 @@ def test_copies_that_are_done_are_not_asked():
 
     play(policy, Countdown(3), 3, Streams(0))
     assert seen == [3, 3, 2, 1]
+
+
+def test_cartpole():
+    def push_back(states):
+        return (states[:, 2] + states[:, 3] > 0).astype(np.int64)
+
+    limit = EnvironmentSettings(max_episode_frames=100)
+    result = play(push_back, make("CartPole-v1", 4, limit), 6, Streams(0))
+    assert (result.returns == 100).all() and result.summary()["evaluation_time_limits"] == 6
+    assert result.summary()["evaluation_human_normalized"] is None
+    falls = play(nothing, make("CartPole-v1", 4), 6, Streams(0))
+    assert (falls.returns < 12).all()
+    # A copy's games do not depend on the copies beside it.
+    alone = play(nothing, make("CartPole-v1", 1), 2, Streams(0))
+    assert alone.returns.tolist() == falls.returns[:2].tolist()
 
 
 def test_epsilon_of_one_is_uniform_and_streams_are_left_as_they_were():
