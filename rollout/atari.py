@@ -29,6 +29,7 @@ saved. Sticky actions are drawn here, not by ALE, whose saved state lacks the ac
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -136,6 +137,12 @@ class Atari(Environments):
         """The emulator's screen, uint8 [210, 160, 3] for most games."""
         return self.games[copy].screen()
 
+    def last_screen(self, copy: int) -> np.ndarray:
+        """The screen that the latest finished game of `copy` ended on, which `render` is past."""
+        screen = self.games[copy].last_screen
+        assert screen is not None, "a game of this copy has ended since it was made"
+        return screen
+
     def close(self) -> None:
         """End the threads and forget the emulators."""
         if self.pool is not None:
@@ -155,23 +162,22 @@ class _Game:
     """One copy: its emulator, its view `stack` of the observations, its accounts."""
 
     def __init__(self, path: Path, settings: EnvironmentSettings, stack: np.ndarray) -> None:
-        ALEInterface.setLoggerMode(LoggerMode.Error)
         self.path, self.settings, self.stack = path, settings, stack
         self.ale = ALEInterface()
         self.ale.setFloat("repeat_action_probability", 0.0)
-        self.ale.loadROM(path)
-        own = self.ale.getMinimalActionSet()
-        self.actions = self.ale.getLegalActionSet() if settings.full_action_space else own
+        self.loaded = False  # loading the ROM costs a tenth of a second, seeding loads it again
+        own, full, (height, width) = _rules(path)
+        self.actions = full if settings.full_action_space else own
         self.fires = settings.fire_reset and Action.FIRE in own
         self.limit = settings.max_episode_frames // settings.frame_skip
-        height, width = self.ale.getScreenDims()
-        self.shrink = _Shrink(height, width)
+        self.shrink = Shrink(height, width)
         self.frames = np.zeros((2, height, width), dtype=np.uint8)
         self.generator = np.random.Generator(np.random.Philox())
         self.last = Action.NOOP  # what the latest frame was played with
         self.lives = self.length = 0
         self.total = 0.0
         self.loaded_screen: np.ndarray | None = None  # restoring an emulator leaves it stale
+        self.last_screen: np.ndarray | None = None  # of the latest game that ended
         self.final: np.ndarray | None = None  # observation the latest step ended with
         self.ended: tuple[float, int, bool] | None = None  # game the latest step ended
 
@@ -179,6 +185,7 @@ class _Game:
         self.generator = generator
         self.ale.setInt("random_seed", seed)
         self.ale.loadROM(self.path)  # seeds take effect here
+        self.loaded = True
         self._start()
 
     def step(self, action: int) -> tuple[float, bool, bool]:
@@ -203,6 +210,7 @@ class _Game:
         self.ended = None
         if over or limit:
             self.ended = (self.total, self.length, not over)
+            self.last_screen = self.screen()
             self._start()
         elif cut:
             self.stack[:] = self.stack[-1].copy()
@@ -264,6 +272,9 @@ class _Game:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        if not self.loaded:
+            self.ale.loadROM(self.path)
+            self.loaded = True
         self.ale.restoreState(ALEState(state["emulator"]))
         self.generator = np.random.Generator(np.random.Philox())
         self.generator.bit_generator.state = state["generator"]
@@ -272,7 +283,15 @@ class _Game:
         self.loaded_screen = state["screen"].copy()
 
 
-class _Shrink:
+@functools.cache
+def _rules(path: Path) -> tuple[list[Action], list[Action], tuple[int, int]]:
+    """The game's own actions, all actions, and the size of its screen."""
+    ale = ALEInterface()
+    ale.loadROM(path)
+    return ale.getMinimalActionSet(), ale.getLegalActionSet(), ale.getScreenDims()
+
+
+class Shrink:
     """Area averaging to SIZE x SIZE as two small matrix products, exact and so the same everywhere.
 
     Along an axis of n pixels, out pixel j is the mean of [j n/84, (j+1) n/84). Times 84 these
@@ -312,6 +331,7 @@ def rom_path(game: str) -> Path:
     Raises:
         ValueError: it is missing, damaged, or of no single-player game; what to install.
     """
+    ALEInterface.setLoggerMode(LoggerMode.Error)
     try:
         with contextlib.redirect_stdout(sys.stderr):  # it reports ALE_ROMS_DIR by printing
             path = roms.get_rom_path(game)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from ale_py import Action, ALEInterface, roms
 
-from rollout.atari import _Shrink
+from rollout.atari import Shrink
 from rollout.environments import canonical_name, make
 from rollout.randomness import Streams
 from rollout.settings import EnvironmentSettings
@@ -153,7 +153,7 @@ def test_pictures_are_area_averages(height):
     white = np.full((height, 160), 255, dtype=np.uint8)
     for frame in (noise, white, white - white):
         picture = np.zeros((84, 84), dtype=np.uint8)
-        _Shrink(height, 160)(frame, picture)
+        Shrink(height, 160)(frame, picture)
         np.testing.assert_array_equal(picture, area(frame), strict=True)
 
 
