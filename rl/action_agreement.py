@@ -28,7 +28,6 @@ this way or that as these do, but without looking: sum_a p_i(a) p_j(a).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -191,10 +190,3 @@ def gap_histogram(gaps: np.ndarray, bins: int = 40) -> tuple[np.ndarray, np.ndar
     edges = np.geomspace(low, max(high, low * 1.001), bins + 1)
     counts, _ = np.histogram(np.clip(flat, edges[0], edges[-1]), edges)
     return counts / max(1, len(flat)), edges
-
-
-def evenly(total: int, count: int | None) -> Sequence[int] | np.ndarray:
-    """At most `count` of 0..total-1, evenly spread and the same every time; all if None."""
-    if count is None or count >= total:
-        return range(total)
-    return np.floor((np.arange(count) + 0.5) * total / count).astype(np.int64)

@@ -1,6 +1,5 @@
 """Pairwise action agreement: by hand, its standard error, ties, chance and gaps."""
 
-import itertools
 import math
 
 import numpy as np
@@ -10,7 +9,6 @@ from rl.action_agreement import (
     action_gaps,
     agreement_random_ties,
     chance_agreement,
-    evenly,
     gap_histogram,
     gap_summary,
     greedy_actions,
@@ -133,15 +131,6 @@ def test_gaps():
 def test_all_gaps_zero_still_has_a_histogram():
     shares, edges = gap_histogram(np.zeros((2, 5)), bins=4)
     assert shares.tolist() == [1, 0, 0, 0] and len(edges) == 5
-
-
-def test_observations_are_spread_evenly_and_always_the_same():
-    assert list(evenly(5, None)) == list(evenly(5, 9)) == [0, 1, 2, 3, 4]
-    assert list(evenly(100, 4)) == [12, 37, 62, 87]
-    for total, count in itertools.product((7, 50, 1001), (1, 3, 7)):
-        chosen = np.asarray(evenly(total, count))
-        assert len(set(chosen.tolist())) == count and 0 <= chosen.min() <= chosen.max() < total
-        assert np.ptp(np.diff(chosen)) <= 1 if count > 1 else True
 
 
 @pytest.mark.parametrize(
