@@ -114,6 +114,11 @@ EXPERIMENTS = {
         "rl.frontier:run",
         "R-LSVI-UCB on a linear MDP in episodes: agreement against suboptimality",
     ),
+    "rl.pqn": Experiment(
+        "rl.config:PQN",
+        "rl.pqn:run",
+        "PQN with quantized Q-values on Atari or classic control",
+    ),
 }
 
 

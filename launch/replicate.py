@@ -38,6 +38,7 @@ RETURNS = {
     "rl.fqi": "cells.-1.return_mean",
     "rl.lsvi": "cells.-1.suboptimality",
     "rl.lsvi_ucb": "cells.-1.suboptimality",
+    "rl.pqn": "mean_return_last_3",
 }
 
 # What tells two runs apart without being a result.
