@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from rollout.collect import collect_transitions, first_episode_returns
 from rollout.environments import make
 from rollout.randomness import Streams
 from rollout.settings import EnvironmentSettings
@@ -178,3 +179,49 @@ def test_bad_input_is_refused():
     for other in (make("CartPole-v1", 3), make("Acrobot-v1", 2)):
         with pytest.raises(ValueError, match="the saved environments have"):
             other.load_state_dict(ours.state_dict())
+
+
+def lean(observations):
+    """Push where the pole leans: episodes of some 40 to 200 steps."""
+    return (observations[:, 2] > 0).astype(np.int64)
+
+
+def test_every_collected_step_is_a_transition():
+    ours = make("CartPole-v1", 3)
+    data = collect_transitions(lean, ours, 150, seed=6)
+    assert len(data) == 450
+    columns = {name: value.reshape(3, 150, *value.shape[1:]) for name, value in vars(data).items()}
+    for copy in range(3):
+        environment = reference("CartPole-v1", 6, copy)
+        observation, _ = environment.reset()
+        for t in range(150):
+            action = lean(observation[None])[0]
+            following, reward, terminated, truncated, _ = environment.step(int(action))
+            for name, value in (
+                ("observations", observation),
+                ("actions", action),
+                ("rewards", reward),
+                ("next_observations", following),
+                ("terminated", terminated),
+                ("truncated", truncated or (t == 149 and not terminated)),
+            ):
+                np.testing.assert_array_equal(columns[name][copy, t], value)
+            observation = environment.reset()[0] if terminated or truncated else following
+    assert columns["terminated"].sum(1).min() >= 2
+    assert columns["truncated"].sum() >= 1 and not columns["truncated"][:, :-1].any()
+    with pytest.raises(ValueError, match="steps=0"):
+        collect_transitions(lean, ours, 0, 0)
+
+
+def test_first_episodes_are_counted_once_and_finished_copies_are_left_alone():
+    ours, shown = make("CartPole-v1", 5), []
+
+    def policy(observations):
+        shown.append(len(observations))
+        return lean(observations)
+
+    returns = first_episode_returns(policy, ours, seed=6)
+    data = collect_transitions(lean, make("CartPole-v1", 5), 300, seed=6)
+    lengths = data.terminated.reshape(5, 300).argmax(1) + 1
+    assert returns.tolist() == lengths.tolist() and len(set(returns)) > 2
+    assert sum(shown) == lengths.sum() and len(shown) == lengths.max()
