@@ -244,6 +244,57 @@ def replicate_command(
     _finish(work)
 
 
+@app.command("agreement")
+def agreement_command(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Finished rl.pqn runs of one game.")
+    ],
+    data: Annotated[
+        str,
+        typer.Option(metavar="ID_OR_PATH", help="Held-out observations, e.g. a Minari data set."),
+    ],
+    observations: Annotated[
+        int, typer.Option(min=1, help="At most so many, evenly spread over the data.")
+    ] = 10_000,
+    form: FormatOption = Format.text,
+) -> None:
+    """Compare what trained policies would do: pairwise agreement of their greedy actions."""
+
+    def work() -> None:
+        from launch import agreement
+
+        report = agreement.agreement(runs, data, observations)
+        _print(report, lambda: agreement.lines(report), form)
+
+    _finish(work)
+
+
+@app.command("collect")
+def collect_command(
+    config: Annotated[
+        str,
+        typer.Argument(
+            metavar="CONFIG", help="A YAML file, a shipped name, or a run directory of rl.pqn."
+        ),
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE...", help="Settings; a run directory needs to=ID."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The recording's run directory [default: as of `run`]")
+    ] = None,
+) -> None:
+    """Record a trained policy's games as a Minari data set, lossless."""
+
+    def work() -> None:
+        from launch.collect import collect
+
+        collect(config, overrides or [], out)
+
+    _finish(work)
+
+
 @app.command("bounds")
 def bounds_command(
     epsilon: Annotated[float, typer.Option(help="epsilon, accuracy")] = 0.1,

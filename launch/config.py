@@ -119,6 +119,16 @@ EXPERIMENTS = {
         "rl.pqn:run",
         "PQN with quantized Q-values on Atari or classic control",
     ),
+    "rl.collect": Experiment(
+        "rl.agreement_config:Collect",
+        "rl.record:run",
+        "a trained policy's games as a Minari data set",
+    ),
+    "rl.figure_two": Experiment(
+        "rl.agreement_config:FigureTwo",
+        "rl.figure_two:run",
+        "return and pairwise action agreement of finished PQN runs, against the paper's claims",
+    ),
 }
 
 

@@ -39,6 +39,8 @@ RETURNS = {
     "rl.lsvi": "cells.-1.suboptimality",
     "rl.lsvi_ucb": "cells.-1.suboptimality",
     "rl.pqn": "mean_return_last_3",
+    "rl.collect": "return_mean",
+    "rl.figure_two": "cells.-1.return_mean",
 }
 
 # What tells two runs apart without being a result.

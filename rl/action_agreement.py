@@ -117,6 +117,7 @@ def summarize(q: np.ndarray, taken: np.ndarray | None = None) -> dict[str, Any]:
     chance = float(pairs(chance_agreement(actions, count)).mean())
     mean = float(each.mean())
     tied = maximizers(q).sum(-1) > 1
+    by_lot = agreement_random_ties(q)
     return {
         "pairs": len(each),
         "observations": observations,
@@ -127,7 +128,8 @@ def summarize(q: np.ndarray, taken: np.ndarray | None = None) -> dict[str, Any]:
         "agreement_se_of_pairs": (
             float(each.std(ddof=1)) / math.sqrt(len(each)) if len(each) > 1 else math.nan
         ),
-        "agreement_random_ties": float(pairs(agreement_random_ties(q)).mean()),
+        "agreement_random_ties": float(pairs(by_lot).mean()),
+        "agreement_random_ties_se": jackknife_error(by_lot),
         "agreement_without_ties": _without_ties(actions, tied),
         "agreement_chance": chance,
         "kappa": (mean - chance) / (1 - chance) if chance < 1 else math.nan,
@@ -155,19 +157,20 @@ def _without_ties(actions: np.ndarray, tied: np.ndarray) -> float:
     return float(np.mean(shares)) if shares else math.nan
 
 
-def gap_summary(q: np.ndarray) -> dict[str, Any]:
-    """Action gaps of q [R, M, A]: quantiles, and relative to how much the values vary.
+def relative_gaps(q: np.ndarray) -> np.ndarray:
+    """Action gaps of q [R, M, A] over each run's standard deviation, over m, of max_a Q: [R, M].
 
-    The relative gap divides each run's gaps by the standard deviation over observations of its
-    max_a Q: values of other games and grids can then be compared.
+    Values of other games and grids can then be compared. NaN for a run whose values never vary.
     """
-    gaps = action_gaps(q)
     spread = q.max(-1).std(1)
-    relative = gaps / np.where(spread > 0, spread, np.nan)[:, None]
+    return action_gaps(q) / np.where(spread > 0, spread, np.nan)[:, None]
+
+
+def gap_summary(q: np.ndarray) -> dict[str, Any]:
+    """Quantiles of the action gaps of q [R, M, A], and of the relative ones."""
     return {
-        "action_gap_quantiles": _quantiles(gaps),
-        "relative_action_gap_quantiles": _quantiles(relative),
-        "value_spread_by_run": spread.tolist(),
+        "action_gap_quantiles": _quantiles(action_gaps(q)),
+        "relative_action_gap_quantiles": _quantiles(relative_gaps(q)),
     }
 
 
@@ -179,14 +182,12 @@ def _quantiles(values: np.ndarray) -> dict[str, float]:
 
 
 def gap_histogram(gaps: np.ndarray, bins: int = 40) -> tuple[np.ndarray, np.ndarray]:
-    """Share of observations in each bin of log10(gap), and the edges; gaps of 0 in the first bin.
+    """Share of gaps in logarithmic bins from 1e-4 to 10; the end bins hold what is beyond.
 
     Returns:
-        shares [bins], which sum to 1, and edges [bins + 1] of the gaps themselves.
+        shares [bins], which sum to 1, and edges [bins + 1].
     """
+    edges = np.geomspace(1e-4, 10.0, bins + 1)
     flat = gaps[np.isfinite(gaps)].ravel()
-    positive = flat[flat > 0]
-    low, high = (positive.min(), positive.max()) if len(positive) else (1e-3, 1.0)
-    edges = np.geomspace(low, max(high, low * 1.001), bins + 1)
     counts, _ = np.histogram(np.clip(flat, edges[0], edges[-1]), edges)
     return counts / max(1, len(flat)), edges

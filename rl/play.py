@@ -13,7 +13,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -60,8 +60,7 @@ class Evaluation:
     @property
     def standard_error(self) -> float:
         """Standard error of the mean over episodes; NaN for one episode."""
-        count = len(self.episodes)
-        return float(self.returns.std(ddof=1)) / math.sqrt(count) if count > 1 else math.nan
+        return standard_error(self.returns)
 
     def summary(self, prefix: str = "evaluation") -> dict[str, Any]:
         """Fields for ``summary.json``; `human_normalized` is None for what has no human score."""
@@ -74,6 +73,12 @@ class Evaluation:
             f"{prefix}_time_limits": sum(one.truncated for one in self.episodes),
             f"{prefix}_human_normalized": human_normalized(self.environment, self.mean),
         }
+
+
+def standard_error(values: Sequence[float] | np.ndarray) -> float:
+    """Of the mean of independent values; NaN for fewer than two."""
+    count = len(values)
+    return float(np.std(values, ddof=1)) / math.sqrt(count) if count > 1 else math.nan
 
 
 def play(

@@ -1,7 +1,7 @@
 """Held-out observations: what recorded players saw, as the policies compared here see it.
 
-A source is a Minari data set, by id (`atari/breakout/expert-v0`) or folder, or, for vectors, anything
-`rollout.offline` reads. Its observations are one of
+A source is a Minari data set, by id (`atari/breakout/expert-v0`) or folder, or, for vectors, any
+source of `rollout.offline`. Its observations are one of
 
     raw        uint8 [height, width, 3], the screen after each frame skip (Minari's own Atari sets,
                and those recorded here with frames=raw): grayscale, 84x84 and stack 4 are done now
@@ -140,7 +140,7 @@ def stacks(frames: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def find(source: str) -> Path | None:
-    """The folder with the Minari data set's ``metadata.json``; None if `source` names no Minari set.
+    """The folder with a Minari data set's ``metadata.json``; None if `source` names no such set.
 
     Raises:
         ValueError: an id of a set that is not on this machine.

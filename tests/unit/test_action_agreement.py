@@ -123,14 +123,17 @@ def test_gaps():
     assert summary["action_gap_quantiles"]["0.5"] == 0.5
     spread = np.std([3.0, 4.0, -1.0])
     assert summary["relative_action_gap_quantiles"]["0.95"] == pytest.approx(0.95 / spread)
-    shares, edges = gap_histogram(action_gaps(q), bins=2)
-    assert shares.tolist() == pytest.approx([2 / 3, 1 / 3])
-    assert edges.tolist() == pytest.approx([0.5, 0.5**0.5, 1])
+    flat = gap_summary(np.ones((1, 3, 2)))
+    assert flat["action_gap_quantiles"]["0.5"] == 0
+    assert math.isnan(flat["relative_action_gap_quantiles"]["0.5"])
 
 
-def test_all_gaps_zero_still_has_a_histogram():
-    shares, edges = gap_histogram(np.zeros((2, 5)), bins=4)
-    assert shares.tolist() == [1, 0, 0, 0] and len(edges) == 5
+def test_the_histogram_of_gaps():
+    # From 1e-4 to 10 in five bins, one for each power of ten; 0 and 50 at the ends.
+    gaps = np.array([0.0, 2e-4, 0.05, 0.5, 0.5, 50.0, np.nan, np.inf])
+    shares, edges = gap_histogram(gaps, bins=5)
+    assert (shares * 6).tolist() == pytest.approx([2, 0, 1, 2, 1])
+    assert edges == pytest.approx([1e-4, 1e-3, 1e-2, 1e-1, 1, 10])
 
 
 @pytest.mark.parametrize(

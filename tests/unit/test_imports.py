@@ -28,6 +28,7 @@ LIGHT = [
     "rollout.randomness",
     "rollout.store",
     "rl.config",
+    "rl.agreement_config",
 ]
 HEAVY = [
     "torch",

@@ -60,6 +60,9 @@ class Countdown(Environments):
     def load_state_dict(self, state):
         raise NotImplementedError
 
+    def close(self):
+        pass
+
 
 def nothing(observations):
     return np.zeros(len(observations), dtype=np.int64)
