@@ -57,4 +57,6 @@ class EnvironmentSettings(Settings):
         108_000, ge=1, description="time limit of a game, in frames of the agent's own steps"
     )
     full_action_space: bool = Field(False, description="all 18 actions, not the game's own few")
-    threads: int = Field(1, ge=1, description="threads that step copies; any number, same bits")
+    threads: int = Field(
+        1, ge=1, description="threads that step copies, same bits for any; emulation gains nothing"
+    )
