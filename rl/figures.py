@@ -101,15 +101,77 @@ def draw_frontier(summary: dict[str, Any], path: Path) -> None:
     )
 
 
-def _start(columns: int) -> tuple[Any, Any]:
+def draw_figure_two(summary: dict[str, Any], path: Path) -> None:
+    """Return, agreement, action gaps and churn of each variant, a row for each game (Figure 2).
+
+    Bars are means, whiskers 1.96 standard errors, dots single runs (of agreement: pairs); the tick
+    across a bar of agreement is what is left of it if ties are broken at random.
+    """
+    games = list(dict.fromkeys(cell["game"] for cell in summary["cells"]))
+    figure, grid = _start(4, len(games))
+    for panels, game in zip(np.atleast_2d(grid), games, strict=True):
+        cells = [cell for cell in summary["cells"] if cell["game"] == game]
+        bars = (("return", "returns"), ("agreement", "agreements"), ("churn", ""))
+        for panel, (key, single) in zip(panels[[0, 1, 3]], bars, strict=True):
+            for place, cell in enumerate(cells):
+                _bar(panel, place, cell, key, single)
+            panel.set_xticks(range(len(cells)))
+            panel.set_xticklabels(
+                [cell["variant"].replace("_", "\n") for cell in cells], fontsize=6
+            )
+        for place, cell in enumerate(cells):
+            if "gap_histogram" in cell:
+                histogram = cell["gap_histogram"]
+                colour = COLOURS[place % len(COLOURS)]
+                panels[2].stairs(
+                    histogram["shares"], histogram["edges"], color=colour, label=cell["variant"]
+                )
+        panels[2].set_xscale("log")
+        panels[0].set_ylabel(f"{game}\nreturn, last 3 episodes")
+        panels[1].set_ylabel("pairwise action agreement")
+        panels[1].set_ylim(0, 1.02)
+        panels[2].set_ylabel("share of observations")
+        panels[2].set_xlabel("action gap / spread of values", fontsize=7)
+        panels[3].set_ylabel("policy churn")
+        if panels[2].has_data():
+            panels[2].legend(frameon=False, fontsize=6)
+    runs = [cell["runs"] for cell in summary["cells"]]
+    told = f"{min(runs)}" if min(runs) == max(runs) else f"{min(runs)} to {max(runs)}"
+    steps = sorted({step for cell in summary["cells"] for step in cell.get("steps", [])})
+    _finish(
+        figure,
+        path,
+        f"{told} runs each of {' or '.join(f'{step:,}' for step in steps)} steps (the paper: 15 of "
+        "10,000,000); whiskers 1.96 standard errors; ticks: ties broken at random",
+    )
+
+
+def _bar(panel: Any, place: int, cell: dict[str, Any], key: str, single: str) -> None:
+    mean, error = cell.get(f"{key}_mean"), cell.get(f"{key}_se")
+    if mean is None:
+        panel.text(place, 0, "missing", rotation=90, ha="center", va="bottom", fontsize=7)
+        return
+    half = None if error is None else 1.96 * error
+    panel.bar(
+        place, mean, yerr=half, color=COLOURS[place % len(COLOURS)], width=0.7, capsize=2, alpha=0.8
+    )
+    values = cell.get(single, [])
+    panel.plot([place] * len(values), values, "o", color="black", markersize=2, alpha=0.6)
+    if key == "agreement":
+        panel.plot(place, cell["agreement_random_ties"], "_", color="black", markersize=14)
+
+
+def _start(columns: int, rows: int = 1) -> tuple[Any, Any]:
     import matplotlib
 
     matplotlib.use("Agg")
     matplotlib.rcParams["svg.hashsalt"] = "reprise"  # the same curves, the same file
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, columns, figsize=(9, 3.6), layout="constrained")
-    for panel in panels:
+    figure, panels = pyplot.subplots(
+        rows, columns, figsize=(max(9, 3 * columns), 3.6 * rows), layout="constrained"
+    )
+    for panel in panels.flat:
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
     return figure, panels

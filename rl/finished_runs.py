@@ -72,6 +72,16 @@ def load_together(paths: Sequence[Path]) -> list[FinishedRun]:
         )
         raise ValueError(f"{twice}: given twice; a run agrees with itself, give each once")
     runs = [load_finished(path) for path in paths]
+    check_together(runs)
+    return runs
+
+
+def check_together(runs: Sequence[FinishedRun]) -> None:
+    """Check that runs are of one game and one action set.
+
+    Raises:
+        ValueError: they are not.
+    """
     first = runs[0]
     for run in runs[1:]:
         for key in ("environment", "actions", "observation_shape"):
@@ -87,7 +97,6 @@ def load_together(paths: Sequence[Path]) -> list[FinishedRun]:
                 f"{run.path}: frame_skip is {skips[1]}, but {first.path} has {skips[0]}; their "
                 "observations are not of the same kind"
             )
-    return runs
 
 
 def observations_for(runs: Sequence[FinishedRun], source: str, count: int | None) -> HeldOut:
