@@ -107,9 +107,9 @@ class QNetwork(nn.Module):
     def forward(self, observations: torch.Tensor) -> torch.Tensor:
         """Observations [N, ...] -> Q-values [N, A], not quantized."""
         if not self.images:
-            values: torch.Tensor = self.head(self.layers(observations.float().flatten(1)))
+            values: torch.Tensor = self.head(self.layers(observations.flatten(1)))
             return values
-        x = observations.float() / 255
+        x = observations.to(self.head.weight.dtype) / 255
         x = F.relu(self.norm1(self.conv1(x)))
         x = F.relu(self.norm2(self.conv2(x)))
         x = F.relu(self.norm3(self.conv3(x)))
@@ -131,7 +131,7 @@ def build(
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.orthogonal_(module.weight, math.sqrt(2), generator=generator)
-            nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+            nn.init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm):
             module.reset_parameters()
     return network

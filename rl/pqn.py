@@ -36,7 +36,7 @@ from rl.networks import Metadata, QNetwork, build, greedy, save_policy
 from rl.pqn_checkpoint import newest, restore, save
 from rl.quantize import Quantizer
 from rl.workers import Clock, Workers
-from rollout.environments import Episode, make
+from rollout.environments import Environments, Episode, make
 from rollout.files import write_json
 from rollout.randomness import Streams
 from rollout.returns import q_lambda
@@ -83,17 +83,20 @@ class Learner:
     Args:
         config: settings.
         run_dir: where metrics and checkpoints go.
+        environments: this process's copies, in place of those that the config names.
 
     Raises:
         ValueError: an unknown game, or copies that cannot be shared out.
     """
 
-    def __init__(self, config: PQN, run_dir: RunDir) -> None:
+    def __init__(
+        self, config: PQN, run_dir: RunDir, environments: Environments | None = None
+    ) -> None:
         self.config, self.run_dir = config, run_dir
         self.workers = Workers.meet(run_dir.rank, run_dir.world)
         self.own = self.workers.share_of(config.copies)
         self.streams = Streams(config.seed, config.internal_seed)
-        self.environments = make(
+        self.environments = environments or make(
             config.environment,
             self.own.stop - self.own.start,
             config.environment_settings,

@@ -45,8 +45,7 @@ def save(learner: Learner) -> None:
     with learner.run_dir.checkpoint(f"step-{learner.step:012d}") as folder:
         save_weights(learner.network, folder)
         torch.save(state, folder / "state.pt")
-    for old in sorted(learner.run_dir.checkpoints.glob("step-*"))[:-KEPT]:
-        shutil.rmtree(old)
+    _prune(learner.run_dir)
 
 
 def restore(learner: Learner, folder: Path) -> None:
@@ -63,3 +62,10 @@ def restore(learner: Learner, folder: Path) -> None:
     learner.recent.extend(state["recent"])
     own = state["environments"][learner.workers.rank]
     learner.observations = learner.environments.load_state_dict(own)
+    if learner.run_dir.is_main:
+        _prune(learner.run_dir)  # the run may have been killed while it did
+
+
+def _prune(run_dir: RunDir) -> None:
+    for old in sorted(run_dir.checkpoints.glob("step-*"))[:-KEPT]:
+        shutil.rmtree(old)

@@ -40,6 +40,9 @@ ROOT = Path(__file__).resolve().parents[2]
 KILLED = -signal.SIGKILL
 # Which commit ran, where time shows, and whether the run was interrupted; all else is the same.
 TIMES = {"code_revision", "seconds", "collect_seconds", "update_seconds", "resumed", "throughput"}
+TIMES |= {"steps_per_second"} | {
+    f"{work}_seconds" for work in ("acting", "environment", "forward", "backward", "optimizer")
+}
 
 
 # -- in the child: events ------------------------------------------------------------------------
@@ -72,6 +75,10 @@ CALLS = [
     "transformers:PreTrainedModel.save_pretrained",
     "transformers:PreTrainedTokenizerBase.save_pretrained",
     "torch.optim:AdamW.step",
+    "rl.pqn:Learner.act",
+    "rl.pqn:Learner.update",
+    "rl.pqn:save_policy",
+    "rl.pqn:play_games",
 ]
 # Those that change files: name -> which argument is the path.
 WRITES = {
