@@ -162,7 +162,8 @@ class _Player:
                     track.rewards.append(float(step.rewards[copy]))
                     done = bool(game) if config.episodes else True
                     left[copy] -= done
-                    progress.advance(done)
+                    if done:
+                        progress.advance()
                     if game:
                         last = step.final_observations[copy]
                         if config.frames == "raw":
