@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -74,22 +74,23 @@ class Clock:
 
     Args:
         device: waited for at the end of each piece, so that its work counts where it belongs.
+        now: what tells the time, in seconds.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, now: Callable[[], float] = time.perf_counter) -> None:
+        self.device, self.now = device, now
         self.seconds: dict[str, float] = defaultdict(float)
-        self.started = time.perf_counter()
+        self.started = now()
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         """Count the block's time as `name`."""
-        start = time.perf_counter()
+        start = self.now()
         yield
         if self.device.type != "cpu":
             torch.accelerator.synchronize()
-        self.seconds[name] += time.perf_counter() - start
+        self.seconds[name] += self.now() - start
 
     def total(self) -> float:
         """Seconds since this clock was made."""
-        return time.perf_counter() - self.started
+        return self.now() - self.started

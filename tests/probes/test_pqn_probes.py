@@ -62,6 +62,9 @@ class Corridor(Environments):
         self.cells = state["cells"].copy()
         return self.seen()
 
+    def close(self):
+        pass
+
     def render(self, copy):
         raise NotImplementedError
 
@@ -113,19 +116,15 @@ def test_lambda_returns_find_the_values_where_actions_do_not_matter(lam, tmp_pat
 
 @pytest.mark.parametrize("bootstrap", [True, False])
 def test_a_time_limit_is_an_end_or_not_as_asked(bootstrap, tmp_path):
-    """Reward 1 for ever, cut after 5 steps.
+    """Reward 1 for ever round a ring of 6 cells, cut after each round.
 
-    Valued as going on, a cell is worth 1 / (1 - gamma) = 10. As an end, cell k is worth the sum of
-    what is left of the 5 steps.
+    Valued as going on, every cell is worth 1 / (1 - gamma) = 10. As an end, cell k is worth the
+    discounted sum of the 6 - k steps that are left.
     """
-    q = learned(
-        tmp_path, Corridor(forced=True, limit=5), bootstrap_on_truncation=bootstrap, epochs=8
-    )
-    left = (1 - GAMMA ** np.arange(5, 0, -1.0)) / (1 - GAMMA)
-    if not bootstrap:
-        assert np.abs(q[:5] - left[:, None]).max() < 0.1
-    else:  # the cell in which it is cut is never acted in, so its own value is a guess
-        assert np.abs(q[:5] - q[:5].mean()).max() < 1.5 and q[:5].mean() > left[0] + 1
+    ring = Corridor(forced=True, limit=LENGTH)
+    q = learned(tmp_path, ring, bootstrap_on_truncation=bootstrap, q_lambda=0.9)
+    left = (1 - GAMMA ** np.arange(LENGTH, 0, -1.0)) / (1 - GAMMA)
+    assert np.abs(q - (10.0 if bootstrap else left[:, None])).max() < 0.15
 
 
 @pytest.mark.parametrize("gradient", ["straight_through", "targets_only"])
