@@ -201,6 +201,12 @@ def markdown(summary: dict[str, Any]) -> str:
         "of greedy actions that the updates of one iteration change.",
         "",
     ]
+    steps = sorted({step for cell in summary["cells"] for step in cell.get("steps", [])})
+    lines += [
+        f"Runs of {' or '.join(f'{step:,}' for step in steps)} steps. The paper has 15 runs of "
+        "10,000,000 steps in each cell and prints no numbers, only the figure.",
+        "",
+    ]
     for game, data in summary["data"].items():
         lines.append(
             f"{game}: {data['observations']} of {data['steps']} observations of {data['source']} "

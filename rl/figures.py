@@ -115,6 +115,7 @@ def draw_figure_two(summary: dict[str, Any], path: Path) -> None:
         for panel, (key, single) in zip(panels[[0, 1, 3]], bars, strict=True):
             for place, cell in enumerate(cells):
                 _bar(panel, place, cell, key, single)
+            panel.set_xlim(-0.6, len(cells) - 0.4)
             panel.set_xticks(range(len(cells)))
             panel.set_xticklabels(
                 [cell["variant"].replace("_", "\n") for cell in cells], fontsize=6
