@@ -10,7 +10,8 @@ other programs on the machine disturb least; wall seconds stand beside them.
 
 The ceiling is what the machine's matrix product alone allows: one environment step costs
 13 forward passes' worth of multiplications (1 to act, 4 epochs of 3, without the gradient of the
-pixels), 217 MFLOP on Breakout. A step also costs the emulator and everything that is no
+pixels), 217 MFLOP on Breakout. It is measured twice: for a square product of 1,024, and for the
+network's own, tall and narrow ones. A step also costs the emulator and everything that is no
 multiplication, so nothing reaches it. The last line is one JSON object.
 """
 
@@ -22,6 +23,7 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,6 @@ import torch
 
 from launch.config import load
 from launch.provenance import cores, cpu_name
-from rl.arranged import measure
 from rl.networks import QNetwork
 from rl.pqn import WORK, Learner
 from rl.workers import Clock
@@ -67,13 +68,23 @@ def main() -> None:
         for side in (ours, sides["ours_float32"])
     )
     flops = flops_a_step(ours.learner.network)
+    shapes = {
+        "square": [(1024, 1024, 1024)],
+        "network": network_products(ours.learner.network, 256),
+    }
     limits = {
-        precision: gemm_flops(getattr(torch, precision)) for precision in ("float32", "bfloat16")
+        kind: {
+            precision: gemm_flops(getattr(torch, precision), products)
+            for precision in ("float32", "bfloat16")
+        }
+        for kind, products in shapes.items()
     }
     told = {name: side.told() for name, side in sides.items()}
     for name, side in sides.items():
-        ceiling = limits[side.learner.precision] / flops
-        told[name]["share_of_ceiling"] = told[name]["steps_per_core_second"] / ceiling
+        told[name]["share_of_ceiling"] = {
+            kind: told[name]["steps_per_core_second"] * flops / limit[side.learner.precision]
+            for kind, limit in limits.items()
+        }
     print(
         json.dumps(
             {
@@ -86,8 +97,14 @@ def main() -> None:
                 "steps": ours.learner.config.batch,
                 **told,
                 "megaflop_a_step": flops / 1e6,
-                "gemm_gigaflops": {key: value / 1e9 for key, value in limits.items()},
-                "ceiling_steps_per_core_second": {k: v / flops for k, v in limits.items()},
+                "gemm_gigaflops": {
+                    kind: {key: value / 1e9 for key, value in limit.items()}
+                    for kind, limit in limits.items()
+                },
+                "ceiling_steps_per_core_second": {
+                    kind: {key: value / flops for key, value in limit.items()}
+                    for kind, limit in limits.items()
+                },
                 "machine": {
                     "cpu": cpu_name(),
                     "cores": cores(),
@@ -149,12 +166,33 @@ def flops_a_step(network: QNetwork) -> float:
     return 2 * (macs + 4 * (3 * macs - first))
 
 
-def gemm_flops(dtype: torch.dtype, size: int = 1024) -> float:
-    """Floating-point operations a second of a square matrix product."""
+def gemm_flops(dtype: torch.dtype, shapes: Sequence[tuple[int, int, int]]) -> float:
+    """Floating-point operations a CPU second of matrix products [m, k] [k, n], each as often."""
     generator = torch.Generator().manual_seed(0)
-    a, b = (torch.randn(size, size, generator=generator).to(dtype) for _ in range(2))
-    milliseconds = measure({"product": lambda: a @ b}, repeats=20)["product"]  # type: ignore[dict-item]
-    return 2 * size**3 / milliseconds * 1e3
+    seconds = 0.0
+    for m, k, n in shapes:
+        a, b = (torch.randn(shape, generator=generator).to(dtype) for shape in ((m, k), (k, n)))
+        times = []
+        for _ in range(12):
+            start = time.process_time()
+            a @ b
+            times.append(time.process_time() - start)
+        seconds += statistics.median(times[2:])
+    return sum(2 * m * k * n for m, k, n in shapes) / seconds
+
+
+def network_products(network: QNetwork, rows: int) -> list[tuple[int, int, int]]:
+    """The network's layers as matrix products for a minibatch, forward; a row for each pixel."""
+    products = []
+    for module, norm in (
+        (network.conv1, network.norm1),
+        (network.conv2, network.norm2),
+        (network.conv3, network.norm3),
+    ):
+        outputs = len(module.weight)
+        products.append((rows * norm.weight[0].numel(), module.weight[0].numel(), outputs))
+    outputs, inputs = network.hidden.weight.shape
+    return [*products, (rows, inputs, outputs)]
 
 
 if __name__ == "__main__":

@@ -60,10 +60,10 @@ class Arranged(NamedTuple):
 def pack(observations: torch.Tensor) -> torch.Tensor:
     """Bytes [N, C, H, W] -> [N, H/4, W/4, 16 C], channels in the order (c, y, x)."""
     count, channels, height, width = observations.shape
-    blocks = observations.view(
-        count, channels, height // BLOCK, BLOCK, width // BLOCK, BLOCK
-    ).permute(0, 2, 4, 1, 3, 5)
-    return blocks.reshape(count, height // BLOCK, width // BLOCK, channels * BLOCK * BLOCK)
+    rows, columns = height // BLOCK, width // BLOCK
+    words = observations.contiguous().view(torch.int32)  # the four bytes of a block's row at once
+    blocks = words.view(count, channels, rows, BLOCK, columns).permute(0, 2, 4, 1, 3)
+    return blocks.contiguous().view(torch.uint8).view(count, rows, columns, -1)
 
 
 def arrange(network: QNetwork, dtype: torch.dtype) -> Arranged:

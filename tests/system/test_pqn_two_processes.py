@@ -34,7 +34,8 @@ def runs(running, tmp_path_factory):
 
 
 def metrics(folder):
-    return [timeless(json.loads(line)) for line in (folder / "metrics.jsonl").open()]
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [timeless(json.loads(line)) for line in lines]
 
 
 def test_two_processes_learn_what_one_learns(runs):
@@ -54,7 +55,7 @@ def test_metrics_are_those_of_all_copies(runs):
     assert len(metrics(two)) == 4
     for ours, theirs in zip(metrics(two), metrics(one), strict=True):
         assert ours["episode_returns"] == theirs["episode_returns"]
-        assert len(ours["episode_returns"]) >= 4
+        assert len(ours["episode_returns"]) >= 2
         for name in ("loss", "q_mean", "gradient_norm", "epsilon", "churn"):
             assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-6), name
 

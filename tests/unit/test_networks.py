@@ -118,7 +118,7 @@ def test_bfloat16_is_near_and_the_last_layers_are_not_in_it(arrangement):
     values, gradients = made_in(made, arrangement, torch.bfloat16, x)
     assert relative(values, reference) < 0.05
     assert {
-        name for name, one in gradients.items() if relative(one, expected[name]) > 0.15
+        name for name, one in gradients.items() if relative(one, expected[name]) > 0.25
     } == set()
     assert all(parameter.dtype == torch.float32 for parameter in made.parameters())
     if arrangement == "fast":  # not all on bfloat16's own grid
