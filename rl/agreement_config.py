@@ -77,10 +77,10 @@ class FigureTwo(Settings):
         "runs/pqn/{game}_{variant}/seed-{seed}", description="where the run directories are"
     )
     games: dict[str, Game] = Field(min_length=1, description="{game}: environment and data")
-    variants: list[str] = Field(
-        ["baseline", "regularized", "quantized", "quantized_regularized"],
+    variants: dict[str, str] = Field(
+        {name: name for name in ("baseline", "regularized", "quantized", "quantized_regularized")},
         min_length=1,
-        description="{variant}; the paper's claims are about these four",
+        description="name: what stands for {variant}; the paper's claims are about these four",
     )
     seeds: list[Seed] = Field(min_length=1, description="{seed}; the paper has 15 runs")
     observations: int = Field(

@@ -85,8 +85,9 @@ def _find(
     for game in config.games:
         found[game] = {}
         for variant in config.variants:
+            part = config.variants[variant]
             paths = [
-                Path(config.runs.format(game=game, variant=variant, seed=seed))
+                Path(config.runs.format(game=game, variant=part, seed=seed))
                 for seed in config.seeds
             ]
             there = [path for path in paths if (path / "summary.json").is_file()]

@@ -137,14 +137,15 @@ def test_quantized_policies_act_on_rounded_values(tmp_path):
 def test_figure_two(tmp_path, capsys):
     for variant, step in (("baseline", None), ("quantized", 2.0)):
         for seed in range(3):
-            finished(tmp_path / f"pqn/cartpole_{variant}/seed-{seed}", "CartPole-v1", seed, step)
+            path = tmp_path / f"pqn/cartpole_{variant}/seed-{seed}"
+            finished(path, "CartPole-v1", seed, step)
     one = tmp_path / "pqn/cartpole_baseline/seed-0"
     assert status("collect", one, "to=cartpole/pqn-v0", "episodes=6", "frames=exact") == 0
     (tmp_path / "two.yaml").write_text(
         "experiment: rl.figure_two\n"
         "runs: pqn/{game}_{variant}/seed-{seed}\n"
         "games: {cartpole: {environment: CartPole-v1, data: cartpole/pqn-v0}}\n"
-        "variants: [baseline, quantized, quantized_regularized]\n"
+        "variants: {baseline: baseline, quantized: quantized, quantized_regularized: both}\n"
         "seeds: [0, 1, 2, 3]\n"
     )
     assert status("run", "two.yaml", "--out", "two") == 0
