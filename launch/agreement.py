@@ -74,4 +74,6 @@ def lines(report: Mapping[str, Any]) -> list[str]:
 
 
 def _number(value: float | None) -> str:
-    return "none" if value is None else f"{value:.3g}"
+    if value is None:
+        return "none"
+    return f"{value:.1f}" if abs(value) >= 100 else f"{value:.3g}"

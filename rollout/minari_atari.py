@@ -16,8 +16,10 @@ source of `rollout.offline`. Its observations are one of
 * after a lost life training starts its stack anew; a set does not say where a life was lost;
 * Minari's published frames went through JPEG, which changes grey values by a few levels.
 
-All policies see the same, so agreement between them is well defined; it is agreement on slightly
-foreign observations. frames=exact has none of the three, and shows how much they matter.
+All policies see the same, so agreement between them is well defined; it is agreement on foreign
+observations. frames=exact has none of the three, and shows how much they matter: of the greedy
+actions of two MsPacman policies (300,000 steps) on 1,200 observations recorded both ways, raw
+frames changed 14% and 20%.
 """
 
 from __future__ import annotations
