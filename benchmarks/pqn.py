@@ -33,6 +33,7 @@ import torch
 
 from launch.config import load
 from launch.provenance import cores, cpu_name
+from rl.config import PQN
 from rl.networks import QNetwork
 from rl.pqn import WORK, Learner
 from rl.workers import Clock
@@ -123,6 +124,7 @@ class Side:
             "paper/pqn_breakout_quantized_regularized",
             [f"environment={game}", f"arrangement={arrangement}", f"precision={precision}"],
         )
+        assert isinstance(config, PQN)
         self.learner = Learner(config, RunDir(folder, experiment="rl.pqn", seed=0))
         self.learner.resume()
         self.measured: list[dict[str, float]] = []
