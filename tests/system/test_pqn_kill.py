@@ -12,7 +12,7 @@ CARTPOLE = {
     "experiment": "rl.pqn",
     "seed": 3,
     "environment": "CartPole-v1",
-    "total_steps": 6 * 128,
+    "total_steps": 10 * 128,
     "copies": 4,
     "steps": 32,
     "quantization": {"step": 0.25},
@@ -43,10 +43,15 @@ KILLS = {
         "save_file#1:half",  # torn weights of the first checkpoint
         "save#1:half",  # torn state of the optimizer and the environments
         "save#1:after",  # written, not yet renamed
-        "Learner.update#2:before",  # after the first checkpoint
-        "AdamW.step#3:after",  # inside an update
-        "replace#2:after",
-        "rmtree#1:half",  # the oldest checkpoint is half removed
+        "Learner.update#3:before",  # the checkpoint after the second iteration is there
+        "AdamW.step#3:after",  # continued from it, inside an update
+        "Learner.act#3:after",  # continued from it, past the one after the fourth
+        "save_file#1:half",
+        "save#1:half",
+        "rmtree#1:half",  # of three checkpoints the oldest is half removed
+        "Learner.update#2:after",
+        "RunDir.log#2:after",
+        "save#1:after",
         "save_policy#1:after",  # the final policy, not yet renamed
         "play_games#1:before",
         "RunDir.finish#1:before",
