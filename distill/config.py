@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from rollout.settings import Settings
 
 Count = Annotated[int, Field(ge=1)]
+REGRESSION_DATA = ("synthetic", "diabetes", "boston", "california", "wine-red", "wine-white")
 
 
 # -- regression ------------------------------------------------------------------------------------
@@ -32,15 +33,22 @@ class RegressionData(Settings):
         description="synthetic, diabetes, boston, california, wine-red, wine-white, or the path of "
         "a CSV file with a header"
     )
-    target: str | None = Field(None, description="the column to predict; a CSV file needs it")
+    target: str | None = Field(None, description="the column to predict, of a CSV file")
     test_share: float = Field(0.2, gt=0, lt=1, description="share held out, drawn for each trial")
     synthetic: SyntheticData = SyntheticData()
 
     @model_validator(mode="after")
-    def _a_file_has_a_target(self) -> RegressionData:
-        if self.name.endswith(".csv") and self.target is None:
+    def _a_known_name_or_a_file_with_its_target(self) -> RegressionData:
+        is_file = self.name.lower().endswith(".csv")
+        if not is_file and self.name not in REGRESSION_DATA:
             raise ValueError(
-                f"name={self.name!r} is a file: name the column to predict as target=..."
+                f"name={self.name!r}: should be one of {', '.join(REGRESSION_DATA)}, or the path "
+                "of a .csv file"
+            )
+        if is_file != (self.target is not None):
+            raise ValueError(
+                f"name={self.name!r}, target={self.target!r}: a CSV file needs a target, the "
+                "column to predict; the other data sets have theirs"
             )
         return self
 
@@ -93,6 +101,17 @@ class DistillRegression(Settings):
     )
     domain: Domain = Domain()
     max_iterations: int = Field(20000, ge=1, description="of L-BFGS; Gauss-Newton: at most 200")
+
+    @model_validator(mode="after")
+    def _the_lower_bound_is_shown_without_intercept(self) -> DistillRegression:
+        if self.study == "lower_bound" and self.intercept:
+            raise ValueError("study=lower_bound with intercept=true: set intercept to false")
+        if self.study == "lower_bound" and not self.routes[0].startswith("sampled"):
+            raise ValueError(
+                f"study=lower_bound with routes={self.routes}: the first has to be sampled or "
+                "sampled_gauss_newton, which see nothing but losses"
+            )
+        return self
 
 
 # -- offline reinforcement learning ----------------------------------------------------------------

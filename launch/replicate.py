@@ -39,6 +39,7 @@ RETURNS = {
     "rl.fqi": "cells.-1.return_mean",
     "rl.lsvi": "cells.-1.suboptimality",
     "rl.lsvi_ucb": "cells.-1.suboptimality",
+    "distill.regression": "cells.-1.test_mse",
 }
 
 # What tells two runs apart without being a result.

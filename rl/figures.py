@@ -7,9 +7,7 @@ from typing import Any
 
 import numpy as np
 
-# Okabe and Ito's palette, told apart by colour-blind readers too; and markers for black and white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = "osD^vP"
+from rollout.figures import COLOURS, MARKERS, finish, start
 
 
 def draw_figure_one(summary: dict[str, Any], path: Path) -> None:
@@ -17,7 +15,7 @@ def draw_figure_one(summary: dict[str, Any], path: Path) -> None:
 
     Thin lines are single internal seeds, where there are several.
     """
-    figure, panels = _start(2)
+    figure, panels = start(2)
     lines = {f"$\\lambda$ = {c['lambda']:g}": c["lambda"] for c in summary["cells"]}
     curves = {
         label: [c for c in summary["cells"] if c["lambda"] == value]
@@ -51,7 +49,7 @@ def draw_figure_one(summary: dict[str, Any], path: Path) -> None:
     seeds = summary["internal_seeds"]
     told = f"internal seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} internal seeds"
     runs = summary["cells"][0]["runs"]
-    _finish(
+    finish(
         figure,
         path,
         f"{summary['protocol']}: {runs} runs for each of {told}"
@@ -61,7 +59,7 @@ def draw_figure_one(summary: dict[str, Any], path: Path) -> None:
 
 def draw_frontier(summary: dict[str, Any], path: Path) -> None:
     """Agreement against samples with its predictions, and against suboptimality."""
-    figure, panels = _start(2)
+    figure, panels = start(2)
     widths = list(dict.fromkeys(cell["alpha"] for cell in summary["cells"]))
     for place, alpha in enumerate([*widths, None]):
         cells = [
@@ -92,34 +90,10 @@ def draw_frontier(summary: dict[str, Any], path: Path) -> None:
     for panel in panels:
         panel.set_ylim(-0.02, 1.02)
     told = summary["theory"]
-    _finish(
+    finish(
         figure,
         path,
         "lines: exact product; dotted: Lemma 2.1 where not vacuous. Theorem "
         f"{told['theorem']} asks for {told['samples']:.1e} samples "
         f"(epsilon {told['epsilon']:g}, rho {told['rho']:g})",
     )
-
-
-def _start(columns: int) -> tuple[Any, Any]:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "reprise"  # the same curves, the same file
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(1, columns, figsize=(9, 3.6), layout="constrained")
-    for panel in panels:
-        panel.grid(alpha=0.25)
-        panel.spines[["top", "right"]].set_visible(False)
-    return figure, panels
-
-
-def _finish(figure: Any, path: Path, caption: str) -> None:
-    from matplotlib import pyplot
-
-    figure.supxlabel(caption, fontsize=7, color="grey")
-    for suffix in (".png", ".svg"):
-        metadata = {"Date": None} if suffix == ".svg" else None
-        figure.savefig(path.with_suffix(suffix), dpi=160, metadata=metadata)
-    pyplot.close(figure)

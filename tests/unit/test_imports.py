@@ -28,6 +28,7 @@ LIGHT = [
     "rollout.randomness",
     "rollout.store",
     "rl.config",
+    "distill.config",
 ]
 HEAVY = [
     "torch",
