@@ -59,9 +59,15 @@ def load(data: RegressionData, draw: np.random.Generator) -> Table:
 
 
 def synthetic(settings: SyntheticData, draw: np.random.Generator) -> Table:
-    """y = w . x + noise, x ~ N(0, diag(s^2)) with s^2 from 1 down to 1/condition, w ~ N(0, I/d)."""
+    """y = w . x + noise, w ~ N(0, I/d), x ~ N(0, R diag(s^2) R^T).
+
+    s^2 goes from 1 down to 1/condition, and R is a random rotation: without it, scaling the columns
+    would undo s.
+    """
     scales = np.geomspace(1.0, settings.condition**-0.5, settings.dimension)
     features = draw.standard_normal((settings.points, settings.dimension)) * scales
+    turn = np.linalg.qr(draw.standard_normal((settings.dimension, settings.dimension)))[0]
+    features = features @ turn.T
     weights = draw.standard_normal(settings.dimension) / np.sqrt(settings.dimension)
     noise = settings.noise * draw.standard_normal(settings.points)
     return Table(features, features @ weights + noise)

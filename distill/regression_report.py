@@ -13,41 +13,36 @@ FLOOR = 1e-16
 
 
 def write_table(summary: dict[str, Any], path: Path) -> None:
-    """Every cell as a line of Markdown, subsets and the full data first."""
-    head = ("method", "k", "N", "held-out relative error", "test MSE", "95% interval")
+    """Every cell as a line of Markdown, subsets first."""
+    head = ("method", "k", "N", "held-out error", "worst error", "test MSE", "95% interval")
     lines = []
     for subset in summary["subsets"]:
         for name in ("random", "leverage"):
-            low, high = subset[f"{name}_test_mse_ci95"]
-            lines.append(
-                (
-                    f"{name} subset",
-                    "",
-                    str(subset["size"]),
-                    f"{subset[f'{name}_relative_error']:.2g}",
-                    f"{subset[f'{name}_test_mse']:.4g}",
-                    f"[{low:.4g}, {high:.4g}]",
-                )
-            )
+            of = {
+                key.removeprefix(f"{name}_"): value
+                for key, value in subset.items()
+                if key.startswith(name)
+            }
+            errors = of["relative_error"], of["worst_relative_error"]
+            place = f"{name} subset", "", str(subset["size"])
+            lines.append((*place, *_numbers(*errors, of["test_mse"], of["test_mse_ci95"])))
     for cell in summary["cells"]:
-        low, high = cell["test_mse_ci95"]
-        lines.append(
-            (
-                cell["route"],
-                str(cell["k"]),
-                str(cell["size"]),
-                f"{cell['held_out_relative_error']:.2g}",
-                f"{cell['test_mse']:.4g}",
-                f"[{low:.4g}, {high:.4g}]",
-            )
-        )
+        errors = cell["held_out_relative_error"], cell["worst_relative_error"]
+        place = cell["route"], str(cell["k"]), str(cell["size"])
+        lines.append((*place, *_numbers(*errors, cell["test_mse"], cell["test_mse_ci95"])))
     full = summary["cells"][0]["test_mse_full"]
     write_text(
         path,
         f"{summary['data']}: d = {summary['dimension']}, threshold q(q+1)/2 = "
         f"{summary['threshold']}, {summary['trials']} trials; full data: test MSE {full:.4g}\n\n"
-        + markdown(head, lines),
+        "Errors are relative, of the loss: mean over held-out regressors, and the largest over all "
+        "linear models.\n\n" + markdown(head, lines),
     )
+
+
+def _numbers(relative: float, worst: float, mse: float, interval: Sequence[float]) -> list[str]:
+    low, high = interval
+    return [f"{relative:.2g}", f"{worst:.2g}", f"{mse:.4g}", f"[{low:.4g}, {high:.4g}]"]
 
 
 def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -57,34 +52,45 @@ def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def draw(summary: dict[str, Any], path: Path) -> None:
-    """Held-out relative error and test error against k, with the threshold; `path`.png and .svg."""
-    figure, panels = start(2)
+    """Relative error of the loss (mean, worst) and test error against k; `path`.png and .svg."""
+    figure, panels = start(3)
     sampled = [cell for cell in summary["cells"] if cell["route"].startswith("sampled")]
-    cells = [cell for cell in sampled if cell["route"] == sampled[0]["route"]]
-    cells = cells or summary["cells"]
+    route = (sampled or summary["cells"])[0]["route"]
+    full = summary["cells"][0]["test_mse_full"]
     for place, subset in enumerate(summary["subsets"]):
         colour, size = COLOURS[place % len(COLOURS)], subset["size"]
-        line = sorted((c for c in cells if c["size"] == size), key=lambda cell: cell["k"])
-        counts = [cell["k"] for cell in line]
-        style = {"color": colour, "marker": MARKERS[place % 6], "markersize": 4, "lw": 1}
-        errors = [max(cell["held_out_relative_error"], FLOOR) for cell in line]
-        panels[0].plot(counts, errors, label=f"N = {size}", **style)
-        panels[0].axhline(subset["random_relative_error"], color=colour, ls=":", lw=1)
-        panels[1].plot(counts, [cell["test_mse"] for cell in line], label=f"N = {size}", **style)
-        panels[1].axhline(subset["random_test_mse"], color=colour, ls=":", lw=1)
-        panels[1].axhline(subset["leverage_test_mse"], color=colour, ls="--", lw=1)
-    panels[1].axhline(summary["cells"][0]["test_mse_full"], color="black", lw=1, label="full data")
-    for panel in panels:
+        line = sorted(
+            (c for c in summary["cells"] if (c["size"], c["route"]) == (size, route)),
+            key=lambda cell: cell["k"],
+        )
+        curves = (
+            ("held_out_relative_error", "random_relative_error", None, 1.0),
+            ("worst_relative_error", "random_worst_relative_error", None, 1.0),
+            ("test_mse", "random_test_mse", "leverage_test_mse", full),
+        )
+        for panel, (key, dotted, dashed, unit) in zip(panels, curves, strict=True):
+            values = [max(cell[key] / unit, FLOOR) for cell in line]
+            marks = {"marker": MARKERS[place % 6], "markersize": 4, "lw": 1}
+            counts = [cell["k"] for cell in line]
+            panel.plot(counts, values, color=colour, label=f"N = {size}", **marks)
+            panel.axhline(subset[dotted] / unit, color=colour, ls=":", lw=1)
+            if dashed:
+                panel.axhline(subset[dashed] / unit, color=colour, ls="--", lw=1)
+    for panel, label in zip(
+        panels,
+        ("held-out error of the loss", "worst error over all models", "test MSE / full data's"),
+        strict=True,
+    ):
         panel.axvline(summary["threshold"], color="grey", lw=1)
         panel.set_xlabel("regressors k")
+        panel.set_ylabel(label)
+    for panel in panels[:2]:
         panel.set_yscale("log")
-    panels[0].set_ylabel("held-out relative error of the loss")
-    panels[1].set_ylabel("test mean squared error")
-    panels[1].legend(frameon=False, fontsize=8)
+    panels[2].legend(frameon=False, fontsize=8)
     finish(
         figure,
         path,
-        f"{summary['data']}: {summary['trials']} trials; grey: threshold q(q+1)/2 = "
+        f"{summary['data']}, {route}, {summary['trials']} trials; grey: threshold q(q+1)/2 = "
         f"{summary['threshold']}; dotted: random subset, where distillation starts; dashed: "
         "leverage scores",
     )
@@ -148,7 +154,7 @@ def draw_lower_bound(summary: dict[str, Any], path: Path) -> None:
     held = [entry for entry in line if entry["bound"] > 0]
     panels[1].plot([entry["k"] for entry in held], [entry["bound"] for entry in held], "k--", lw=1)
     panels[1].axvline(summary["threshold"], color="grey", lw=1)
-    panels[1].set_xlabel("regressors k (grey: q(q+1)/2; dashed: no algorithm does better)")
+    panels[1].set_xlabel("regressors k (grey: threshold; dashed: bound)")
     for panel in panels:
         panel.set_yscale("log")
         panel.set_ylabel("worst relative error over all models")

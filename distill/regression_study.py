@@ -233,6 +233,7 @@ def _subsets(size: int, results: Sequence[cells.Arrays]) -> dict[str, Any]:
         errors = _values(results, f"{name}/{size}/mse")
         told |= {
             f"{name}_relative_error": float(_values(results, f"{name}/{size}/relative").mean()),
+            f"{name}_worst_relative_error": float(_values(results, f"{name}/{size}/worst").mean()),
             f"{name}_test_mse": float(errors.mean()),
             f"{name}_test_mse_ci95": _interval(errors),
         }
@@ -248,7 +249,10 @@ def _cells(
         for size in config.sizes:
             key = f"{route}/{size}/{count}"
             relative, errors = _values(results, f"{key}/relative"), _values(results, f"{key}/mse")
-            start, subset = (_values(results, f"random/{size}/{w}") for w in ("relative", "mse"))
+            start, far, subset = (
+                _values(results, f"random/{size}/{what}") for what in ("relative", "worst", "mse")
+            )
+            worst = _values(results, f"{key}/worst")
             entries.append(
                 {
                     "route": route,
@@ -258,13 +262,15 @@ def _cells(
                     "held_out_relative_error_ci95": _interval(relative),
                     "held_out_relative_error_max": float(relative.max()),
                     "held_out_relative_error_random": float(start.mean()),
-                    "worst_relative_error": float(_values(results, f"{key}/worst").mean()),
+                    "worst_relative_error": float(worst.mean()),
+                    "worst_relative_error_random": float(far.mean()),
                     "test_mse": float(errors.mean()),
                     "test_mse_ci95": _interval(errors),
                     "test_mse_full": float(_values(results, "full/mse").mean()),
                     "test_mse_random": float(subset.mean()),
                     "test_mse_leverage": float(_values(results, f"leverage/{size}/mse").mean()),
-                    "share_of_trials_worse_than_random": float((errors > subset).mean()),
+                    "share_of_trials_test_mse_above_random": float((errors > subset).mean()),
+                    "share_of_trials_worst_error_above_random": float((worst > far).mean()),
                     "objective": float(_values(results, f"{key}/objective").mean()),
                     "iterations": float(_values(results, f"{key}/iterations").mean()),
                     "inside_domain": bool(_values(results, f"{key}/inside").all()),
