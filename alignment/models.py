@@ -10,7 +10,6 @@ opt-in, pinned to a commit.
 from __future__ import annotations
 
 import copy
-import hashlib
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -31,6 +30,7 @@ from transformers import (
 from transformers.utils import logging
 
 from alignment.config import FromScratch
+from rollout.weights import weights_sha256 as weights_sha256  # the models' identity: used with them
 
 PAD, EOS = "<pad>", "<eos>"
 # Pythia pads with <|padding|>; Llama 3 has no padding token, and reserved ones to take its place.
@@ -333,16 +333,6 @@ _OUTPUT = re.compile(r"(attention\.dense|mlp\.dense_4h_to_h|self_attn\.o_proj|ml
 
 
 # --- identity and resuming ---------------------------------------------------------------------
-
-
-def weights_sha256(state_dict: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 over each tensor's name, dtype, shape and bytes, in name order."""
-    digest = hashlib.sha256()
-    for name in sorted(state_dict):
-        tensor = state_dict[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def load_weights_strictly(model: torch.nn.Module, folder: str | os.PathLike[str]) -> None:

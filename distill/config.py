@@ -60,7 +60,10 @@ class Domain(Settings):
         "ball", description="|z| <= B, |z_i| <= b_i for each coordinate i, or unbounded"
     )
     margin: float = Field(
-        1.1, gt=1, description="B and b_i, as a multiple of the largest of the training points"
+        1.1,
+        ge=1.01,
+        description="B and b_i, as a multiple of the largest of the training points; tighter, "
+        "optimizers crawl along the edge",
     )
 
 

@@ -273,14 +273,20 @@ def _gauss_newton(problem: Matching, measure: np.ndarray) -> Distilled:
         slope = measure @ problem.jacobian(u)
         normal = slope @ slope.T
         scale = np.trace(normal) / len(normal)
-        improved = False
-        while not improved and damping < 1e6:
+        gain = 0.0
+        while gain <= 0 and damping < 1e6:
             dual = np.linalg.solve(normal + damping * scale * np.eye(len(normal)), residual)
             tried = u - (slope.T @ dual).reshape(u.shape)
             after = measure @ problem.gap(problem.points(tried))
-            improved = bool(np.linalg.norm(after) < np.linalg.norm(residual))
-            damping = max(damping / 10, 1e-14) if improved else max(damping * 10, 1e-12)
-        if not improved:
+            linear = residual - normal @ dual
+            # What was gained, as a share of what the linear model promised: steps that it
+            # misjudges are followed by shorter ones (Nielsen's rule).
+            promised = residual @ residual - linear @ linear
+            won = residual @ residual - after @ after
+            gain = float(won / promised) if promised > 0 else -1.0
+            factor = max(0.1, 1 - (2 * gain - 1) ** 3) if gain > 0 else 10.0
+            damping = min(max(damping * factor, 1e-14), 1e6)
+        if gain <= 0:
             break
         u, residual = tried, after
     objective = float(residual @ residual) / size**2

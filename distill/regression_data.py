@@ -16,6 +16,7 @@ import csv
 import importlib.util
 import os
 import urllib.request
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -150,7 +151,11 @@ def _california() -> Table:
 
     folder = cache_folder() / "scikit-learn"
     try:
-        found = fetch_california_housing(data_home=folder, return_X_y=True, n_retries=0)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Retry downloading")
+            found = fetch_california_housing(
+                data_home=folder, return_X_y=True, n_retries=1, delay=0.5
+            )
     except OSError as error:
         raise ValueError(
             f"data.name='california': it is not in {folder}, and cannot be downloaded ({error}); "

@@ -119,6 +119,11 @@ EXPERIMENTS = {
         "distill.regression_study:run",
         "regression data distilled by matching losses: held-out and test error against k and N",
     ),
+    "rl.pqn": Experiment(
+        "rl.config:PQN",
+        "rl.pqn:run",
+        "PQN with quantized Q-values on Atari or classic control",
+    ),
 }
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from rollout.settings import Settings
+from rollout.settings import EnvironmentSettings, Settings
 
 Positive = Annotated[float, Field(gt=0)]
 
@@ -177,3 +177,129 @@ class LSVIUCB(_Linear):
     not_positive: Literal["project", "raise", "keep"] = Field(
         "project", description="what to do with a rounded covariance that is not positive"
     )
+
+
+# -- PQN -------------------------------------------------------------------------------------------
+
+
+class Exploration(Settings):
+    """epsilon falls linearly from `start` to `end` over the first `fraction` of all steps."""
+
+    start: float = Field(1.0, ge=0, le=1, description="start_e, epsilon at the first step")
+    end: float = Field(0.01, ge=0, le=1, description="end_e, epsilon from then on")
+    fraction: float = Field(0.3, gt=0, le=1, description="exploration_fraction of all steps")
+
+
+class Optimizer(Settings):
+    """What turns gradients into updates."""
+
+    name: Literal["adamw", "radam"] = Field(
+        "adamw", description="adamw: decoupled weight decay (the paper); radam: CleanRL's default"
+    )
+    weight_decay: float = Field(
+        0.0, ge=0, description="decoupled, of all parameters; 0 is the baseline"
+    )
+    betas: tuple[float, float] = Field((0.9, 0.999), description="decay of both moments")
+    epsilon: float = Field(1e-8, gt=0, description="added to the root of the second moment")
+
+
+class Quantization(Settings):
+    """The fixed grid on which Q-values act and serve as targets; see rl.quantize."""
+
+    step: Positive | None = Field(None, description="width of the grid; null: not quantized")
+    range: float = Field(
+        100.0, gt=0, description="largest |Q| on the grid; 1 / (1 - gamma) bounds clipped rewards"
+    )
+    gradient: Literal["straight_through", "targets_only"] = Field(
+        "straight_through",
+        description="straight_through: the loss sees the rounded output, its gradient passes; "
+        "targets_only: rounding in acting and targets, the loss sees the raw output",
+    )
+
+    @model_validator(mode="after")
+    def _room(self) -> Quantization:
+        if self.step is not None and self.range < self.step:
+            raise ValueError(
+                f"range={self.range} is less than step={self.step}: the grid would be only 0; "
+                "raise quantization.range to the largest return expected, or lower the step"
+            )
+        return self
+
+
+class PlayedGames(Settings):
+    """Games played after training, on seeds that training never used."""
+
+    episodes: int = Field(16, ge=1, description="games, greedy and epsilon-greedy each")
+    copies: int = Field(8, ge=1, description="games side by side")
+    epsilon: float = Field(0.01, ge=0, le=1, description="of evaluation_return_mean")
+    film: bool = Field(True, description="also leave episode.gif")
+
+
+class PQN(Settings):
+    """PQN with quantized Q-values (Section 5.2 and Appendix E)."""
+
+    experiment: Literal["rl.pqn"]
+    seed: int = Field(0, ge=0, description="seed of the environments, and of all else unless:")
+    internal_seed: int | None = Field(
+        None,
+        ge=0,
+        description="seed of initial weights, exploration and minibatches; null: follows seed",
+    )
+    needs: list[str] = Field(
+        default_factory=list, description="configs whose runs this one uses; made first if missing"
+    )
+    environment: str = Field(description="an Atari game in any usual spelling, or e.g. CartPole-v1")
+    environment_settings: EnvironmentSettings = EnvironmentSettings()
+    total_steps: int = Field(10_000_000, ge=1, description="total_timesteps, over all copies")
+    copies: int = Field(8, ge=1, description="num_envs, over all processes")
+    steps: int = Field(128, ge=1, description="num_steps of each copy between updates")
+    minibatches: int = Field(4, ge=1, description="num_mini_batches of an epoch")
+    epochs: int = Field(4, ge=1, description="update_epochs over each batch")
+    learning_rate: Positive = Field(2.5e-4, description="at the start")
+    anneal_learning_rate: bool = Field(True, description="anneal_lr: linearly to 0")
+    gamma: float = Field(0.99, ge=0, lt=1, description="discount")
+    q_lambda: float = Field(0.65, ge=0, le=1, description="lambda of the returns")
+    max_gradient_norm: Positive = Field(10.0, description="max_grad_norm, over all parameters")
+    exploration: Exploration = Exploration()
+    optimizer: Optimizer = Optimizer()
+    quantization: Quantization = Quantization()
+    clip_rewards: bool = Field(True, description="learn from sign(r); returns are logged raw")
+    bootstrap_on_truncation: bool = Field(
+        False, description="value what a time limit cut off; CleanRL and the paper do not"
+    )
+    hidden: list[Annotated[int, Field(ge=1)]] = Field(
+        default=[120, 84], min_length=1, description="layers for observations that are vectors"
+    )
+    arrangement: Literal["fast", "reference"] = Field(
+        "fast", description="of the image network's arithmetic: the same function, see rl.arranged"
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of the image network's convolutions; auto measures, then chooses"
+    )
+    checkpoint_every: int = Field(25, ge=1, description="iterations between checkpoints")
+    evaluation: PlayedGames = PlayedGames()
+
+    @property
+    def batch(self) -> int:
+        """Environment steps of one iteration."""
+        return self.copies * self.steps
+
+    @property
+    def iterations(self) -> int:
+        """Whole batches that fit into `total_steps`; what is left over is not run."""
+        return self.total_steps // self.batch
+
+    @model_validator(mode="after")
+    def _whole_batches(self) -> PQN:
+        product = f"copies={self.copies} x steps={self.steps} = {self.batch}"
+        if self.batch % self.minibatches:
+            raise ValueError(
+                f"minibatches={self.minibatches} must divide the batch, {product}; "
+                "change one of the three"
+            )
+        if self.total_steps < self.batch:
+            raise ValueError(
+                f"total_steps={self.total_steps} is less than one batch, {product}; "
+                "raise it, or lower copies or steps"
+            )
+        return self

@@ -1,7 +1,11 @@
 """Policy and vector environment in, transitions or returns out.
 
 A policy is a function from observations [N, ...] to actions [N]. An observation that ends an
-episode is kept as `next_observations`; the reset step that follows it is left out.
+episode is kept as `next_observations`.
+
+`collect_transitions` and `first_episode_returns` act in `rollout.environments.Environments`, where
+every step is a transition. `collect` and `episode_returns` act in a vector environment of Gymnasium
+with NEXT_STEP autoreset, and leave its reset steps out.
 """
 
 from __future__ import annotations
@@ -11,9 +15,65 @@ from collections.abc import Callable
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from rollout.environments import Environments
 from rollout.types import Transitions
 
 Policy = Callable[[np.ndarray], np.ndarray]
+
+
+def collect_transitions(
+    policy: Policy, environments: Environments, steps: int, seed: int
+) -> Transitions:
+    """Reset, then act for `steps` steps in every copy.
+
+    Args:
+        policy: observations [N, ...] -> actions [N].
+        environments: N copies.
+        steps: T, agent steps of each copy.
+        seed: of the environments.
+
+    Returns:
+        N * T transitions, one copy's after another's, each copy's in order of time. Where a copy's
+        last episode has no end, its last step is truncated: more was not seen. In Atari a lost life
+        that cuts is an end (`terminated`), whose next observation is that of the loss.
+    """
+    _check_steps(steps)
+    observations = environments.reset(seed)
+    rows: list[tuple[np.ndarray, ...]] = []
+    for _ in range(steps):
+        actions = np.asarray(policy(observations), dtype=np.int64)
+        step = environments.step(actions)
+        following = step.observations
+        if step.final_observations:
+            following = following.copy()
+            for copy, final in step.final_observations.items():
+                following[copy] = final
+        rows.append(
+            (observations, actions, step.rewards, following, step.terminated, step.truncated)
+        )
+        observations = step.observations
+    columns = [np.stack(column, axis=1) for column in zip(*rows, strict=True)]
+    columns[5][:, -1] |= ~columns[4][:, -1]
+    return Transitions(*(column.reshape(-1, *column.shape[2:]) for column in columns))
+
+
+def first_episode_returns(policy: Policy, environments: Environments, seed: int) -> np.ndarray:
+    """Undiscounted raw return of the first whole game of every copy, float64 [N].
+
+    A copy whose game is over stands still: it is neither stepped nor shown to the policy, which
+    sees observations [n, ...] of the n copies still playing.
+    """
+    observations = environments.reset(seed)
+    returns = np.zeros(environments.copies)
+    playing = np.ones(environments.copies, dtype=bool)
+    while playing.any():
+        actions = np.zeros(environments.copies, dtype=np.int64)
+        actions[playing] = policy(observations[playing])
+        step = environments.step(actions, playing)
+        observations = step.observations
+        for episode in step.episodes:
+            returns[episode.copy], playing[episode.copy] = episode.total, False
+    return returns
 
 
 def collect(policy: Policy, environment: VectorEnv, steps: int, seed: int) -> Transitions:
@@ -67,9 +127,13 @@ def episode_returns(policy: Policy, environment: VectorEnv, seed: int) -> np.nda
     return returns
 
 
-def _check(environment: VectorEnv, steps: int) -> None:
+def _check_steps(steps: int) -> None:
     if steps < 1:
         raise ValueError(f"steps={steps}; must be at least 1")
+
+
+def _check(environment: VectorEnv, steps: int) -> None:
+    _check_steps(steps)
     mode = environment.metadata.get("autoreset_mode")
     if mode != AutoresetMode.NEXT_STEP:
         raise ValueError(

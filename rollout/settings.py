@@ -31,3 +31,30 @@ class Sampling(Settings):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="precision of the sampling copy of the model; auto keeps the model's"
     )
+
+
+class EnvironmentSettings(Settings):
+    """How copies of an environment are run; all but `threads` change what is learnt from.
+
+    Classic control has none of the Atari settings and refuses them, except `max_episode_frames`,
+    which can shorten its own time limit (a frame is a step there).
+    """
+
+    noop_max: int = Field(
+        30, ge=0, description="a game starts with 1 to this many frames of NOOP, uniform; 0: none"
+    )
+    fire_reset: bool = Field(
+        True, description="press FIRE for one step at a game's start and after each lost life"
+    )
+    frame_skip: int = Field(4, ge=1, description="emulator frames for which an action is held")
+    life_loss: Literal["cut", "ignore"] = Field(
+        "cut", description="cut: a lost life terminates (the game goes on, it is not reset)"
+    )
+    sticky_actions: float = Field(
+        0.0, ge=0, lt=1, description="probability, each frame, that the last action is kept instead"
+    )
+    max_episode_frames: int = Field(
+        108_000, ge=1, description="time limit of a game, in frames of the agent's own steps"
+    )
+    full_action_space: bool = Field(False, description="all 18 actions, not the game's own few")
+    threads: int = Field(1, ge=1, description="threads that step copies; any number, same bits")

@@ -104,7 +104,7 @@ def test_data_on_a_plane_need_only_as_many_points_as_its_dimension(draw):
     moment = second_moment(flat)
     points = closed_form(moment, 2, draw)
     assert np.abs(second_moment(points) - moment).max() < 1e-12
-    with pytest.raises(ValueError, match="size=1 is below the size bound.* rank 2"):
+    with pytest.raises(ValueError, match=r"size=1 is below the size bound.* rank 2"):
         closed_form(moment, 1, draw)
 
 

@@ -1,0 +1,65 @@
+"""PQN's checkpoints: everything that decides what follows, so that a killed run ends the same.
+
+    checkpoints/step-000000025600/model.safetensors   weights, float32, reference layout
+                                  state.pt            optimizer, all environments, counters
+
+Random streams need no place here: exploration and permutations are keyed by the iteration, and the
+environments carry their own. The last two are kept: one is whole while the next is written.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rl.networks import load_weights, save_weights
+from rollout.run_dir import RunDir
+
+if TYPE_CHECKING:
+    from rl.pqn import Learner
+
+KEPT = 2
+
+
+def newest(run_dir: RunDir) -> Path | None:
+    """The newest checkpoint's folder; a folder that is there is whole."""
+    found = sorted(run_dir.checkpoints.glob("step-*"))
+    return found[-1] if found else None
+
+
+def save(learner: Learner) -> None:
+    """Write a checkpoint, then remove those before the last two."""
+    environments = learner.workers.gather(learner.environments.state_dict())
+    if not learner.run_dir.is_main:
+        return
+    state: dict[str, Any] = {
+        "iteration": learner.iteration,
+        "games": learner.games,
+        "recent": list(learner.recent),
+        "optimizer": learner.optimizer.state_dict(),
+        "environments": environments,
+    }
+    with learner.run_dir.checkpoint(f"step-{learner.step:012d}") as folder:
+        save_weights(learner.network, folder)
+        torch.save(state, folder / "state.pt")
+    for old in sorted(learner.run_dir.checkpoints.glob("step-*"))[:-KEPT]:
+        shutil.rmtree(old)
+
+
+def restore(learner: Learner, folder: Path) -> None:
+    """Continue exactly where `save` was called.
+
+    Raises:
+        ValueError: the checkpoint is of another network or environment.
+    """
+    load_weights(learner.network, folder)
+    # A run's own file: it holds numpy arrays and bytes, which `weights_only` does not read.
+    state = torch.load(folder / "state.pt", map_location="cpu", weights_only=False)
+    learner.optimizer.load_state_dict(state["optimizer"])
+    learner.iteration, learner.games = state["iteration"], state["games"]
+    learner.recent.extend(state["recent"])
+    own = state["environments"][learner.workers.rank]
+    learner.observations = learner.environments.load_state_dict(own)
