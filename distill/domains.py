@@ -24,8 +24,8 @@ class Bounded(Protocol):
     def inverse(self, z: np.ndarray) -> np.ndarray:
         """u(z), for points strictly inside."""
 
-    def derivative(self, u: np.ndarray) -> np.ndarray:
-        """dz/du of each row, [N, q, q]; symmetric."""
+    def pull_back(self, u: np.ndarray, slope: np.ndarray) -> np.ndarray:
+        """df/du of df/dz = slope [..., N, q]; dz/du of a row is symmetric."""
 
     def contains(self, z: np.ndarray) -> bool:
         """Whether all points are in the (closed) domain."""
@@ -48,11 +48,11 @@ class Ball:
         assert (rest > 0).all(), "a point on or outside the sphere has no u"
         return z / np.sqrt(rest)
 
-    def derivative(self, u: np.ndarray) -> np.ndarray:
+    def pull_back(self, u: np.ndarray, slope: np.ndarray) -> np.ndarray:
         """dz/du = (B / s) (I - u u^T / s^2), with s^2 = 1 + |u|^2."""
-        square = 1 + np.square(u).sum(1)
-        inner = np.eye(u.shape[1]) - u[:, :, None] * u[:, None, :] / square[:, None, None]
-        return (self.radius / np.sqrt(square))[:, None, None] * inner
+        square = 1 + np.square(u).sum(1, keepdims=True)
+        along = (slope * u).sum(-1, keepdims=True)
+        return self.radius / np.sqrt(square) * (slope - along / square * u)
 
     def contains(self, z: np.ndarray) -> bool:
         """Whether all |z| <= B."""
@@ -76,9 +76,9 @@ class Box:
         assert (rest > 0).all(), "a point on or outside the box's faces has no u"
         return z / np.sqrt(rest)
 
-    def derivative(self, u: np.ndarray) -> np.ndarray:
+    def pull_back(self, u: np.ndarray, slope: np.ndarray) -> np.ndarray:
         """dz_i/du_i = b_i / (1 + u_i^2)^(3/2), on a diagonal."""
-        return (self.limits * (1 + u * u) ** -1.5)[:, :, None] * np.eye(u.shape[1])
+        return self.limits * (1 + u * u) ** -1.5 * slope
 
     def contains(self, z: np.ndarray) -> bool:
         """Whether all |z_i| <= b_i."""
@@ -96,9 +96,9 @@ class Unbounded:
         """u = z."""
         return z.copy()
 
-    def derivative(self, u: np.ndarray) -> np.ndarray:
-        """The identity, for each row."""
-        return np.broadcast_to(np.eye(u.shape[1]), (*u.shape, u.shape[1]))
+    def pull_back(self, u: np.ndarray, slope: np.ndarray) -> np.ndarray:
+        """dz/du = I."""
+        return slope
 
     def contains(self, z: np.ndarray) -> bool:
         """Always."""

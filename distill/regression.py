@@ -66,7 +66,7 @@ def second_moment(points: np.ndarray, weights: np.ndarray | None = None) -> np.n
 
 def losses(moment: np.ndarray, regressors: np.ndarray) -> np.ndarray:
     """L(r_j) = r_j^T M r_j, [k]."""
-    return np.einsum("ka,ab,kb->k", regressors, moment, regressors)
+    return (regressors @ moment * regressors).sum(1)
 
 
 def draw_regressors(count: int, width: int, draw: np.random.Generator) -> np.ndarray:
@@ -185,8 +185,7 @@ class Matching:
         residual = losses(second_moment(points), regressors) - target
         pull = (regressors.T * residual) @ regressors
         gradient = 4 / len(points) * (points @ pull)[:, self.free]
-        gradient = np.einsum("na,nab->nb", gradient, self.domain.derivative(u))
-        return float(residual @ residual), gradient
+        return float(residual @ residual), self.domain.pull_back(u, gradient)
 
     def gap(self, points: np.ndarray) -> np.ndarray:
         """The upper triangle of M_syn - M, [q(q+1)/2]."""
@@ -200,7 +199,7 @@ class Matching:
         place = np.arange(len(rows))
         slope[place, :, rows] += points.T[columns] / len(points)
         slope[place, :, columns] += points.T[rows] / len(points)
-        slope = np.einsum("pna,nab->pnb", slope[:, :, self.free], self.domain.derivative(u))
+        slope = self.domain.pull_back(u, slope[:, :, self.free])
         return slope.reshape(len(rows), -1)
 
     def relative(self, measure: np.ndarray, points: np.ndarray) -> float:
