@@ -5,6 +5,7 @@ import importlib.util
 import json
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -143,6 +144,26 @@ def test_synthetic_data_have_the_condition_asked_for(draw):
     assert np.std(table.features @ fitted - table.target) == pytest.approx(0.5, rel=0.02)
     # Scaling the columns does not undo it.
     assert np.linalg.cond(np.corrcoef(table.features.T)) > 5
+
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the wine data are not here")
+@pytest.mark.parametrize(("name", "rows", "full"), [("red", 1599, 0.443), ("white", 4898, 0.574)])
+def test_wine_is_distilled_to_twenty_points(name, rows, full, monkeypatch):
+    monkeypatch.setenv("REPRISE_DATA", str(SHARED))
+    trials = Trials(config(data={"name": f"wine-{name}"}, routes=["sampled"], regressors=[86]))
+    assert trials.table.features.shape == (rows, 11) and trials.threshold == 78
+    values = [trials.run(trial) for trial in range(2)]
+    for found in values:
+        assert float(found["sampled/20/86/relative"]) < 1e-8
+        assert float(found["sampled/20/86/mse"]) == pytest.approx(
+            float(found["full/mse"]), rel=1e-6
+        )
+        assert float(found["random/20/mse"]) > 1.1 * float(found["full/mse"])
+    mean = np.mean([float(found["full/mse"]) for found in values])
+    assert mean == pytest.approx(full, rel=0.15)  # of other splits
 
 
 # -- bad input -------------------------------------------------------------------------------------
