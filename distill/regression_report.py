@@ -14,7 +14,16 @@ FLOOR = 1e-16
 
 def write_table(summary: dict[str, Any], path: Path) -> None:
     """Every cell as a line of Markdown, subsets first."""
-    head = ("method", "k", "N", "held-out error", "worst error", "test MSE", "95% interval")
+    head = (
+        "method",
+        "k",
+        "N",
+        "held-out error",
+        "worst error",
+        "test MSE",
+        "95% interval",
+        "median",
+    )
     lines = []
     for subset in summary["subsets"]:
         for name in ("random", "leverage"):
@@ -25,11 +34,17 @@ def write_table(summary: dict[str, Any], path: Path) -> None:
             }
             errors = of["relative_error"], of["worst_relative_error"]
             place = f"{name} subset", "", str(subset["size"])
-            lines.append((*place, *_numbers(*errors, of["test_mse"], of["test_mse_ci95"])))
+            lines.append(
+                (
+                    *place,
+                    *_numbers(*errors, of["test_mse"], of["test_mse_ci95"], of["test_mse_median"]),
+                )
+            )
     for cell in summary["cells"]:
         errors = cell["held_out_relative_error"], cell["worst_relative_error"]
         place = cell["route"], str(cell["k"]), str(cell["size"])
-        lines.append((*place, *_numbers(*errors, cell["test_mse"], cell["test_mse_ci95"])))
+        of = cell["test_mse"], cell["test_mse_ci95"], cell["test_mse_median"]
+        lines.append((*place, *_numbers(*errors, *of)))
     full = summary["cells"][0]["test_mse_full"]
     write_text(
         path,
@@ -40,9 +55,12 @@ def write_table(summary: dict[str, Any], path: Path) -> None:
     )
 
 
-def _numbers(relative: float, worst: float, mse: float, interval: Sequence[float]) -> list[str]:
+def _numbers(
+    relative: float, worst: float, mse: float, interval: Sequence[float], median: float
+) -> list[str]:
     low, high = interval
-    return [f"{relative:.2g}", f"{worst:.2g}", f"{mse:.4g}", f"[{low:.4g}, {high:.4g}]"]
+    errors = [f"{relative:.2g}", f"{worst:.2g}"]
+    return [*errors, f"{mse:.4g}", f"[{low:.4g}, {high:.4g}]", f"{median:.4g}"]
 
 
 def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -56,7 +74,7 @@ def draw(summary: dict[str, Any], path: Path) -> None:
     figure, panels = start(3)
     sampled = [cell for cell in summary["cells"] if cell["route"].startswith("sampled")]
     route = (sampled or summary["cells"])[0]["route"]
-    full = summary["cells"][0]["test_mse_full"]
+    full = summary["cells"][0]["test_mse_full_median"]
     for place, subset in enumerate(summary["subsets"]):
         colour, size = COLOURS[place % len(COLOURS)], subset["size"]
         line = sorted(
@@ -66,7 +84,7 @@ def draw(summary: dict[str, Any], path: Path) -> None:
         curves = (
             ("held_out_relative_error", "random_relative_error", None, 1.0),
             ("worst_relative_error", "random_worst_relative_error", None, 1.0),
-            ("test_mse", "random_test_mse", "leverage_test_mse", full),
+            ("test_mse_median", "random_test_mse_median", "leverage_test_mse_median", full),
         )
         for panel, (key, dotted, dashed, unit) in zip(panels, curves, strict=True):
             values = [max(cell[key] / unit, FLOOR) for cell in line]
@@ -78,7 +96,11 @@ def draw(summary: dict[str, Any], path: Path) -> None:
                 panel.axhline(subset[dashed] / unit, color=colour, ls="--", lw=1)
     for panel, label in zip(
         panels,
-        ("held-out error of the loss", "worst error over all models", "test MSE / full data's"),
+        (
+            "held-out error of the loss",
+            "worst error over all models",
+            "median test MSE / full data's",
+        ),
         strict=True,
     ):
         panel.axvline(summary["threshold"], color="grey", lw=1)

@@ -235,6 +235,7 @@ def _subsets(size: int, results: Sequence[cells.Arrays]) -> dict[str, Any]:
             f"{name}_relative_error": float(_values(results, f"{name}/{size}/relative").mean()),
             f"{name}_worst_relative_error": float(_values(results, f"{name}/{size}/worst").mean()),
             f"{name}_test_mse": float(errors.mean()),
+            f"{name}_test_mse_median": float(np.median(errors)),
             f"{name}_test_mse_ci95": _interval(errors),
         }
     return told
@@ -266,8 +267,11 @@ def _cells(
                     "worst_relative_error_random": float(far.mean()),
                     "test_mse": float(errors.mean()),
                     "test_mse_ci95": _interval(errors),
+                    "test_mse_median": float(np.median(errors)),
                     "test_mse_full": float(_values(results, "full/mse").mean()),
+                    "test_mse_full_median": float(np.median(_values(results, "full/mse"))),
                     "test_mse_random": float(subset.mean()),
+                    "test_mse_random_median": float(np.median(subset)),
                     "test_mse_leverage": float(_values(results, f"leverage/{size}/mse").mean()),
                     "share_of_trials_test_mse_above_random": float((errors > subset).mean()),
                     "share_of_trials_worst_error_above_random": float((worst > far).mean()),
