@@ -43,8 +43,8 @@ def write_table(summary: dict[str, Any], path: Path) -> None:
     for cell in summary["cells"]:
         errors = cell["held_out_relative_error"], cell["worst_relative_error"]
         place = cell["route"], str(cell["k"]), str(cell["size"])
-        of = cell["test_mse"], cell["test_mse_ci95"], cell["test_mse_median"]
-        lines.append((*place, *_numbers(*errors, *of)))
+        found = cell["test_mse"], cell["test_mse_ci95"], cell["test_mse_median"]
+        lines.append((*place, *_numbers(*errors, *found)))
     full = summary["cells"][0]["test_mse_full"]
     write_text(
         path,
