@@ -15,9 +15,9 @@ Equal M is equal loss for *every* linear model. Three routes to such points:
 
 The threshold. r_j r_j^T span the symmetric matrices exactly when k >= q(q+1)/2 (almost surely):
 from there on matched losses are matched moments. Below it the optimizer moves freely along what
-the k losses do not see. Losses of regressors like the r_j still come closer than those of the
-starting subset, on average; but where features are correlated the worst model's, and that is the
-least-squares fit's, come out *worse* than the starting subset's.
+the k losses do not see. Losses of regressors like the r_j still come closer, on average, than the
+starting subset's; but where features are correlated the worst model's are often *farther* off, and
+least squares fitted on the points is worse than on the subset.
 The trap: the objective is convex in M, not in the points.
 """
 
