@@ -114,6 +114,11 @@ EXPERIMENTS = {
         "rl.frontier:run",
         "R-LSVI-UCB on a linear MDP in episodes: agreement against suboptimality",
     ),
+    "distill.regression": Experiment(
+        "distill.config:DistillRegression",
+        "distill.regression_study:run",
+        "regression data distilled by matching losses: held-out and test error against k and N",
+    ),
     "rl.pqn": Experiment(
         "rl.config:PQN",
         "rl.pqn:run",

@@ -7,9 +7,7 @@ from typing import Any
 
 import numpy as np
 
-# Okabe and Ito's palette, told apart by colour-blind readers too; and markers for black and white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = "osD^vP"
+from rollout.figures import COLOURS, MARKERS, finish, start
 
 
 def draw_figure_one(summary: dict[str, Any], path: Path) -> None:
@@ -17,7 +15,7 @@ def draw_figure_one(summary: dict[str, Any], path: Path) -> None:
 
     Thin lines are single internal seeds, where there are several.
     """
-    figure, panels = _start(2)
+    figure, panels = start(2)
     lines = {f"$\\lambda$ = {c['lambda']:g}": c["lambda"] for c in summary["cells"]}
     curves = {
         label: [c for c in summary["cells"] if c["lambda"] == value]
@@ -51,7 +49,7 @@ def draw_figure_one(summary: dict[str, Any], path: Path) -> None:
     seeds = summary["internal_seeds"]
     told = f"internal seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} internal seeds"
     runs = summary["cells"][0]["runs"]
-    _finish(
+    finish(
         figure,
         path,
         f"{summary['protocol']}: {runs} runs for each of {told}"
@@ -61,7 +59,7 @@ def draw_figure_one(summary: dict[str, Any], path: Path) -> None:
 
 def draw_frontier(summary: dict[str, Any], path: Path) -> None:
     """Agreement against samples with its predictions, and against suboptimality."""
-    figure, panels = _start(2)
+    figure, panels = start(2)
     widths = list(dict.fromkeys(cell["alpha"] for cell in summary["cells"]))
     for place, alpha in enumerate([*widths, None]):
         cells = [
@@ -92,7 +90,7 @@ def draw_frontier(summary: dict[str, Any], path: Path) -> None:
     for panel in panels:
         panel.set_ylim(-0.02, 1.02)
     told = summary["theory"]
-    _finish(
+    finish(
         figure,
         path,
         "lines: exact product; dotted: Lemma 2.1 where not vacuous. Theorem "
@@ -108,7 +106,7 @@ def draw_figure_two(summary: dict[str, Any], path: Path) -> None:
     across a bar of agreement is what is left of it if ties are broken at random.
     """
     games = list(dict.fromkeys(cell["game"] for cell in summary["cells"]))
-    figure, grid = _start(4, len(games))
+    figure, grid = start(4, len(games))
     for panels, game in zip(np.atleast_2d(grid), games, strict=True):
         cells = [cell for cell in summary["cells"] if cell["game"] == game]
         bars = (("return", "returns"), ("agreement", "agreements"), ("churn", ""))
@@ -139,7 +137,7 @@ def draw_figure_two(summary: dict[str, Any], path: Path) -> None:
     runs = [cell["runs"] for cell in summary["cells"]]
     told = f"{min(runs)}" if min(runs) == max(runs) else f"{min(runs)} to {max(runs)}"
     steps = sorted({step for cell in summary["cells"] for step in cell.get("steps", [])})
-    _finish(
+    finish(
         figure,
         path,
         f"{told} runs each of {' or '.join(f'{step:,}' for step in steps)} steps (the paper: 15 of "
@@ -160,29 +158,3 @@ def _bar(panel: Any, place: int, cell: dict[str, Any], key: str, single: str) ->
     panel.plot([place] * len(values), values, "o", color="black", markersize=2, alpha=0.6)
     if key == "agreement":
         panel.plot(place, cell["agreement_random_ties"], "_", color="black", markersize=14)
-
-
-def _start(columns: int, rows: int = 1) -> tuple[Any, Any]:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "reprise"  # the same curves, the same file
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(
-        rows, columns, figsize=(max(9, 3 * columns), 3.6 * rows), layout="constrained"
-    )
-    for panel in panels.flat:
-        panel.grid(alpha=0.25)
-        panel.spines[["top", "right"]].set_visible(False)
-    return figure, panels
-
-
-def _finish(figure: Any, path: Path, caption: str) -> None:
-    from matplotlib import pyplot
-
-    figure.supxlabel(caption, fontsize=7, color="grey")
-    for suffix in (".png", ".svg"):
-        metadata = {"Date": None} if suffix == ".svg" else None
-        figure.savefig(path.with_suffix(suffix), dpi=160, metadata=metadata)
-    pyplot.close(figure)

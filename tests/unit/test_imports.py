@@ -29,6 +29,7 @@ LIGHT = [
     "rollout.store",
     "rl.config",
     "rl.agreement_config",
+    "distill.config",
 ]
 HEAVY = [
     "torch",

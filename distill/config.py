@@ -1,0 +1,221 @@
+"""Settings of the distillation experiments: what the paper's symbols are called here."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from rollout.settings import Settings
+
+Count = Annotated[int, Field(ge=1)]
+REGRESSION_DATA = ("synthetic", "diabetes", "boston", "california", "wine-red", "wine-white")
+
+
+# -- regression ------------------------------------------------------------------------------------
+
+
+class SyntheticData(Settings):
+    """y = w . x + noise with Gaussian features, used where `data.name` is synthetic."""
+
+    dimension: int = Field(10, ge=1, description="d, number of features")
+    points: int = Field(1250, ge=4, description="points in all, those for testing included")
+    noise: float = Field(1.0, ge=0, description="standard deviation of the noise on y")
+    condition: float = Field(
+        1.0, ge=1, description="condition number of the features' covariance; 1: isotropic"
+    )
+
+
+class RegressionData(Settings):
+    """A regression data set: numbers only, one column of them the target."""
+
+    name: str = Field(
+        description="synthetic, diabetes, boston, california, wine-red, wine-white, or the path of "
+        "a CSV file with a header"
+    )
+    target: str | None = Field(None, description="the column to predict, of a CSV file")
+    test_share: float = Field(0.2, gt=0, lt=1, description="share held out, drawn for each trial")
+    synthetic: SyntheticData = SyntheticData()
+
+    @model_validator(mode="after")
+    def _a_known_name_or_a_file_with_its_target(self) -> RegressionData:
+        is_file = self.name.lower().endswith(".csv")
+        if not is_file and self.name not in REGRESSION_DATA:
+            raise ValueError(
+                f"name={self.name!r}: should be one of {', '.join(REGRESSION_DATA)}, or the path "
+                "of a .csv file"
+            )
+        if is_file != (self.target is not None):
+            raise ValueError(
+                f"name={self.name!r}, target={self.target!r}: a CSV file needs a target, the "
+                "column to predict; the other data sets have theirs"
+            )
+        return self
+
+
+class Domain(Settings):
+    """Where the distilled points may lie: bounded by construction, not by a penalty."""
+
+    shape: Literal["ball", "box", "none"] = Field(
+        "ball", description="|z| <= B, |z_i| <= b_i for each coordinate i, or unbounded"
+    )
+    margin: float = Field(
+        1.1,
+        ge=1.01,
+        description="B and b_i, as a multiple of the largest of the training points; tighter, "
+        "optimizers crawl along the edge",
+    )
+
+
+Route = Literal["sampled", "sampled_gauss_newton", "moments", "closed_form"]
+
+
+class DistillRegression(Settings):
+    """Distilling a regression data set by matching the losses of linear regressors."""
+
+    experiment: Literal["distill.regression"]
+    seed: int = Field(0, ge=0, description="seed of the data streams: splits, starting subsets")
+    internal_seed: int = Field(
+        0, ge=0, description="seed of the internal streams, which replicas share: the regressors"
+    )
+    needs: list[str] = Field(
+        default_factory=list, description="configs whose runs this one uses; made first if missing"
+    )
+    data: RegressionData
+    study: Literal["threshold", "lower_bound"] = Field(
+        "threshold",
+        description="distill and compare with subsets; or show what no algorithm could do with "
+        "fewer points (`sizes`) or regressors (`regressors`)",
+    )
+    routes: list[Route] = Field(
+        ["sampled", "closed_form"],
+        min_length=1,
+        description="sampled: L-BFGS on the losses of k regressors (Algorithm 1); "
+        "sampled_gauss_newton: the same objective by Gauss-Newton; moments: Gauss-Newton on "
+        "Z^T Z / N itself; closed_form: its exact solution",
+    )
+    sizes: list[Count] = Field(min_length=1, description="N_syn, points of the distilled set")
+    regressors: list[Count] = Field(min_length=1, description="k, regressors whose losses match")
+    trials: int = Field(10, ge=1, description="splits, starting subsets and draws of regressors")
+    held_out: int = Field(1000, ge=1, description="regressors never used, for the error")
+    intercept: bool = Field(False, description="models with an intercept: z = (x, 1, y)")
+    standardize: bool = Field(
+        True, description="centre and scale each column by the training points' statistics"
+    )
+    domain: Domain = Domain()
+    max_iterations: int = Field(20000, ge=1, description="of L-BFGS; Gauss-Newton: at most 200")
+
+    @model_validator(mode="after")
+    def _the_lower_bound_is_shown_without_intercept(self) -> DistillRegression:
+        if self.study == "lower_bound" and self.intercept:
+            raise ValueError("study=lower_bound with intercept=true: set intercept to false")
+        if self.study == "lower_bound" and not self.routes[0].startswith("sampled"):
+            raise ValueError(
+                f"study=lower_bound with routes={self.routes}: the first has to be sampled or "
+                "sampled_gauss_newton, which see nothing but losses"
+            )
+        return self
+
+
+# -- offline reinforcement learning ----------------------------------------------------------------
+
+
+class Downstream(Settings):
+    """The learner that judges a set: neural fitted Q-iteration, the same for every method."""
+
+    gamma: float = Field(0.98, ge=0, lt=1, description="discount, also of the Bellman losses")
+    backups: int = Field(40, ge=1, description="rounds of value backups")
+    steps: int = Field(25, ge=1, description="Adam steps of a backup, warm started")
+    learning_rate: float = Field(3e-3, gt=0, description="of Adam; falls linearly to a tenth")
+    weight_decay: float = Field(0.3, ge=0, description="decoupled weight decay")
+    units: int = Field(64, ge=1, description="H, units of a hidden layer")
+    depth: int = Field(1, ge=1, description="hidden layers; 1 is the paper's 2-layer network")
+    activation: Literal["tanh", "relu"] = Field("tanh", description="of the hidden layers")
+    ensemble: int = Field(3, ge=1, description="networks whose mean acts and gives the targets")
+    average: float = Field(
+        0.9, ge=0, lt=1, description="Polyak: weights averaged over backups, with this rate"
+    )
+    batch_size: int = Field(256, ge=1, description="minibatch, where the set is larger")
+
+
+class Architecture(Settings):
+    """A downstream network never used in distilling."""
+
+    units: int = Field(64, ge=1, description="H")
+    depth: int = Field(1, ge=1, description="hidden layers")
+    activation: Literal["tanh", "relu"] = Field("tanh", description="of the hidden layers")
+
+
+class Distillation(Settings):
+    """How sets are distilled: which predictors, and what of the transitions is optimized."""
+
+    source: Literal["random", "iterates"] = Field(
+        "random",
+        description="random: networks and lambda ~ N(0, 1) (the paper's); iterates: drawn around "
+        "fitted Q-iterates of the training set",
+    )
+    spread: tuple[float, float] = Field(
+        (0.03, 1.0), description="iterates: smallest and largest distance from an iterate"
+    )
+    iterate_ensemble: int = Field(2, ge=1, description="iterates: networks of a seed's own FQI")
+    units: int = Field(64, ge=1, description="H of the predictors")
+    gains: list[Annotated[float, Field(gt=0)]] = Field(
+        [0.5, 1.0, 1.5], min_length=1, description="gains of their hidden layers, in turn"
+    )
+    next_states: Literal["free", "dynamics"] = Field(
+        "free",
+        description="free: displacements s' - s are optimized too; dynamics: they follow the "
+        "states by a quadratic model of the training set",
+    )
+    learn_rewards: bool = Field(False, description="optimize rewards too")
+    terminal_share: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="terminated share of the points; null: the training set's"
+    )
+    steps: int = Field(100, ge=0, description="Adam steps")
+    minibatch: int = Field(25, ge=1, description="predictors in a step")
+    fresh_minibatch: int = Field(10, ge=1, description="predictors in a step, if drawn anew")
+    fresh_rows: int = Field(256, ge=1, description="training rows in a step, if drawn anew")
+    learning_rate: float = Field(0.02, gt=0, description="in standard deviations a step")
+
+
+Method = Literal["random", "stratified", "balanced", "leverage", "kmeans", "cloning"]
+OfflineEnvironment = Literal["CartPole-v1", "MountainCar-v0", "Acrobot-v1"]
+
+
+class DistillOfflineRL(Settings):
+    """Distilling offline RL data by matching Bellman losses of predictors (Algorithm 2)."""
+
+    experiment: Literal["distill.offline_rl"]
+    seed: int = Field(0, ge=0, description="seed of the streams of everything but the data sets")
+    needs: list[str] = Field(
+        default_factory=list, description="configs whose runs this one uses; made first if missing"
+    )
+    environment: OfflineEnvironment = Field("CartPole-v1", description="Gymnasium's name")
+    data: list[Literal["replay", "mixed", "random"]] = Field(
+        ["replay", "mixed", "random"], min_length=1, description="training sets; see distill.data"
+    )
+    data_size: int = Field(4000, ge=20, description="n, transitions of a training set")
+    data_seed: int = Field(0, ge=0, description="seed of the training sets")
+    sizes: list[Annotated[int, Field(ge=2)]] = Field(
+        [50, 100, 200], min_length=1, description="N, points of a distilled set"
+    )
+    predictors: list[Count | Literal["fresh"]] = Field(
+        [20, 100, 300, "fresh"],
+        min_length=1,
+        description="K, predictors whose losses are matched; fresh: others in every step",
+    )
+    methods: list[Method] = Field(
+        ["random", "stratified", "balanced", "leverage", "kmeans", "cloning"],
+        description="baselines beside the full data",
+    )
+    seeds: int = Field(20, ge=2, description="subsets, predictors and learners of each cell")
+    distillation: Distillation = Distillation()
+    downstream: Downstream = Downstream()
+    transfer: list[Architecture] = Field(
+        default_factory=list, description="further downstream networks, for the first size"
+    )
+    d3rlpy_steps: int = Field(
+        0, ge=0, description="gradient steps of d3rlpy's DQN on the first cell; 0: without it"
+    )
+    episodes: int = Field(10, ge=1, description="episodes behind a return")
+    held_out: int = Field(100, ge=1, description="predictors never used, for the Bellman error")

@@ -1,0 +1,362 @@
+"""Distilling offline RL data: N transitions whose Bellman losses are the training set's.
+
+For a bank of predictors (f_j, lambda_j) with losses L_j on the training set (`distill.predictors`),
+
+    minimize over the points   sum_j (L_on_j(syn) / L_on_j - 1)^2 + (L_end_j(syn) / L_end_j - 1)^2
+
+by Adam (2512.00536, Algorithm 2, general features; relative errors, since losses of networks of
+several gains differ by orders of magnitude). What is optimized are states and *displacements*
+s' - s, in units of their standard deviations over the training set, and on request rewards;
+actions are discrete and stay those of the starting subset, and so does which points are terminated.
+States stay within the training set's range by construction: they are clamped where they are used.
+
+The traps. Twenty fixed predictors are matched to nothing while held-out ones get worse: watch
+`held_out_error`, not the objective. Random networks say little about the functions that fitted
+Q-iteration passes through, so `near_iterates` draws f_j = Q_k + sigma g_j around them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from distill.predictors import Batch, Networks, bellman_losses, draw_networks, training_losses
+from rollout.types import Transitions
+
+FLOOR = 1e-8  # of a training-set loss, below which a relative error means nothing
+
+
+def check(data: Transitions, size: int, ends: int, actions: int) -> None:
+    """Refuse what cannot be distilled.
+
+    Raises:
+        ValueError: continuous actions, rewards that are not finite, no terminated transitions or
+            no others, or too few of either for the size.
+    """
+    if not np.issubdtype(data.actions.dtype, np.integer) or data.actions.ndim != 1:
+        raise ValueError(
+            f"actions: of type {data.actions.dtype} and shape {data.actions.shape}; the maximum "
+            "over actions is taken by listing them, so they must be integers [N]"
+        )
+    if data.actions.min() < 0 or data.actions.max() >= actions:
+        raise ValueError(f"actions: {np.unique(data.actions)[:9]} are not all in 0..{actions - 1}")
+    if not np.isfinite(data.rewards).all():
+        row = int(np.argmin(np.isfinite(data.rewards)))
+        raise ValueError(f"rewards: row {row} is {data.rewards[row]}; remove or repair that row")
+    there = int(data.terminated.sum())
+    if there == 0:
+        raise ValueError(
+            "terminated: no terminal transition in the data; their loss is matched apart from the "
+            "others', so collect until some episode terminates"
+        )
+    if not 0 < ends <= there or not 0 < size - ends <= len(data) - there:
+        raise ValueError(
+            f"size={size} with {ends} terminated: the data have {there} terminated and "
+            f"{len(data) - there} other transitions, and each kind needs at least one point"
+        )
+
+
+def terminal_count(data: Transitions, size: int, share: float | None) -> int:
+    """How many of `size` points are terminated: as in the data (at least one), or a share."""
+    wanted = float(data.terminated.mean()) if share is None else share
+    return min(max(1, round(size * wanted)), int(data.terminated.sum()))
+
+
+def starting_rows(
+    terminated: np.ndarray, size: int, ends: int, generator: np.random.Generator
+) -> np.ndarray:
+    """Rows of a random subset with `ends` terminated transitions, which come last."""
+    others = generator.permutation(np.flatnonzero(~terminated))[: size - ends]
+    return np.concatenate([others, generator.permutation(np.flatnonzero(terminated))[:ends]])
+
+
+def gather(full: Batch, rows: np.ndarray) -> Batch:
+    """Sets [G, N] of a batch's points, at `rows` [G, N]; terminated alike in every set."""
+    index = torch.as_tensor(rows)
+    ends = full.terminated[index]
+    assert bool((ends == ends[:1]).all()), "terminated differs between the sets"
+    return Batch(
+        full.states[index], full.actions[index], full.rewards[index], full.following[index], ends[0]
+    )
+
+
+# -- predictors ------------------------------------------------------------------------------------
+
+
+@dataclass
+class Bank:
+    """Predictors with their losses on the training set, computed once.
+
+    Attributes:
+        networks: f_j, [G, K].
+        scales: lambda_j [G, K].
+        on: L_on_j on the training set [G, K]; `end` likewise.
+    """
+
+    networks: Networks
+    scales: torch.Tensor
+    on: torch.Tensor
+    end: torch.Tensor
+
+    @classmethod
+    def of(cls, networks: Networks, scales: torch.Tensor, full: Batch, gamma: float) -> Bank:
+        """With the losses on `full`."""
+        return cls(networks, scales, *training_losses(networks, scales, full, gamma))
+
+    def part(self, start: int, stop: int) -> Bank:
+        """Predictors start..stop of every group."""
+        take = slice(start, stop)
+        return Bank(
+            self.networks.part(start, stop),
+            self.scales[:, take],
+            self.on[:, take],
+            self.end[:, take],
+        )
+
+    def error(self, batch: Batch, gamma: float) -> torch.Tensor:
+        """Relative errors (L_on / L_on_train - 1, L_end / L_end_train - 1), [2, G, K]."""
+        on, end = bellman_losses(self.networks, self.scales, batch, gamma)
+        return torch.stack(
+            [on / self.on.clamp(min=FLOOR) - 1, end / self.end.clamp(min=FLOOR) - 1]
+        )
+
+
+Draw = Callable[[int], tuple[Networks, torch.Tensor]]
+
+
+def random_networks(
+    generator: np.random.Generator, full: Batch, groups: int, actions: int, **shape: object
+) -> Draw:
+    """Draw K random networks a group and lambda ~ N(0, 1): the paper's predictors."""
+
+    def draw(count: int) -> tuple[Networks, torch.Tensor]:
+        networks = draw_networks(
+            generator, groups, count, full.states.shape[-1], actions, **shape  # type: ignore[arg-type]
+        )
+        scales = generator.standard_normal((groups, count), dtype=np.float32)
+        return networks, torch.as_tensor(scales)
+
+    return draw
+
+
+def near_iterates(
+    generator: np.random.Generator,
+    iterates: Networks,
+    reward_scale: float,
+    spread: tuple[float, float],
+    **shape: object,
+) -> Draw:
+    """Draw f = c (Q_k + sigma g): fitted Q-iterates Q_k of the training set, and around them.
+
+    g is a random network and sigma log-uniform in `spread`; f is one network with the hidden units
+    of both. lambda = c * reward_scale, the reward's scale in the iterates' units, c log-uniform in
+    [1/2, 2]: "random reward scales", under which Bellman losses only scale.
+
+    Args:
+        generator: of all draws.
+        iterates: [G, I] networks with one hidden layer.
+        reward_scale: reward of the iterates' targets over the reward.
+        spread: smallest and largest sigma.
+        shape: of g, as for `draw_networks`.
+    """
+    assert not iterates.hidden
+    groups, available, width, _ = iterates.first.shape
+    actions = iterates.action.shape[2]
+    low, high = np.log(spread[0]), np.log(spread[1])
+
+    def draw(count: int) -> tuple[Networks, torch.Tensor]:
+        around = draw_networks(
+            generator, groups, count, width, actions, **shape  # type: ignore[arg-type]
+        )
+        chosen = torch.as_tensor(generator.integers(0, available, (groups, count)))
+        rows = torch.arange(groups)[:, None]
+        sigma = torch.as_tensor(np.exp(generator.uniform(low, high, (groups, count, 1))))
+        sigma = sigma.to(around.head.dtype)
+        networks = Networks(
+            torch.cat([iterates.first[rows, chosen], around.first], 3),
+            torch.cat([iterates.action[rows, chosen], around.action], 3),
+            [],
+            torch.cat([iterates.head[rows, chosen], sigma * around.head], 2),
+            iterates.offset[rows, chosen] + sigma[..., 0] * around.offset,
+        )
+        return networks, torch.full((groups, count), reward_scale, dtype=around.head.dtype)
+
+    return draw
+
+
+# -- optimization ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Domain:
+    """The training set's range of states, and the spread of its displacements."""
+
+    low: torch.Tensor
+    high: torch.Tensor
+    spread: torch.Tensor
+
+    @classmethod
+    def of(cls, full: Batch) -> Domain:
+        """Of one set [N, d]."""
+        both = torch.cat([full.states, full.following])
+        spread = (full.following - full.states).std(0)
+        return cls(both.amin(0), both.amax(0), torch.where(spread > 1e-8, spread, 1.0))
+
+    def inside(self, states: torch.Tensor) -> torch.Tensor:
+        """States clamped to the range."""
+        return torch.minimum(torch.maximum(states, self.low), self.high)
+
+
+@dataclass(frozen=True)
+class Dynamics:
+    """Displacement s' - s as a quadratic of s for each action, by least squares on the others.
+
+    Delta_a(s) = B_a [1, s, s s^T], with B [A, p, d]. Exact enough to move a transition a little:
+    a moved point keeps the error that its transition had where it started.
+    """
+
+    weights: torch.Tensor
+
+    @classmethod
+    def of(cls, full: Batch, actions: int, ridge: float = 1e-4) -> Dynamics:
+        """Fit to the transitions that are not terminated; an action never taken does not move."""
+        moved = (full.following - full.states).double()
+        inputs = _quadratic(full.states).double()
+        weights = []
+        for action in range(actions):
+            rows = (full.actions == action) & ~full.terminated
+            x = inputs[rows]
+            gram = x.T @ x + ridge * max(1, len(x)) * torch.eye(x.shape[1], dtype=x.dtype)
+            weights.append(torch.linalg.solve(gram, x.T @ moved[rows]))
+        return cls(torch.stack(weights).to(full.states.dtype))
+
+    def __call__(self, states: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """Displacements [G, N, d]."""
+        every = torch.einsum("gnp,apd->gnad", _quadratic(states), self.weights)
+        index = actions[..., None, None].expand(*actions.shape, 1, states.shape[-1])
+        return every.gather(2, index)[:, :, 0]
+
+
+def _quadratic(states: torch.Tensor) -> torch.Tensor:
+    """[..., d] -> [..., 1 + d + d (d + 1) / 2]: constant, states and their products."""
+    first, second = torch.triu_indices(states.shape[-1], states.shape[-1])
+    one = torch.ones_like(states[..., :1])
+    return torch.cat([one, states, states[..., first] * states[..., second]], -1)
+
+
+@dataclass
+class Points:
+    """What is optimized: [G, N] states, displacements in units of `domain.spread`, rewards.
+
+    With `dynamics`, displacements are those of the dynamics at the states, plus what is kept here.
+    """
+
+    states: torch.Tensor
+    displacements: torch.Tensor
+    rewards: torch.Tensor
+    start: Batch
+    domain: Domain
+    dynamics: Dynamics | None = None
+
+    @classmethod
+    def of(cls, start: Batch, domain: Domain, dynamics: Dynamics | None = None) -> Points:
+        """Begin at `start`."""
+        moved = start.following - start.states
+        if dynamics is not None:
+            moved = moved - dynamics(start.states, start.actions)
+        return cls(
+            start.states.clone(), moved / domain.spread, start.rewards.clone(), start, domain,
+            dynamics,
+        )
+
+    def batch(self) -> Batch:
+        """The transitions they stand for, differentiably."""
+        states = self.domain.inside(self.states)
+        moved = self.displacements * self.domain.spread
+        if self.dynamics is not None:
+            moved = moved + self.dynamics(states, self.start.actions)
+        following = self.domain.inside(states + moved)
+        return Batch(
+            states, self.start.actions, self.rewards, following, self.start.terminated
+        )
+
+
+def distill(
+    full: Batch,
+    start: Batch,
+    draw: Draw,
+    predictors: int | None,
+    gamma: float,
+    steps: int = 300,
+    minibatch: int = 25,
+    learning_rate: float = 0.02,
+    dynamics: Dynamics | None = None,
+    learn_rewards: bool = False,
+    rows: np.random.Generator | None = None,
+) -> Batch:
+    """Optimize G sets at once from `start`, each for its own predictors.
+
+    Args:
+        full: the training set.
+        start: G starting subsets.
+        draw: predictors for all groups.
+        predictors: K, drawn once and used `minibatch` at a time in turn; None: fresh ones in every
+            step, with training losses on the terminated and 1,000 other rows drawn by `rows`.
+        gamma: discount.
+        steps: of Adam, with the rate falling linearly to a twentieth.
+        minibatch: predictors in a step.
+        learning_rate: in units of standard deviations a step.
+        dynamics: next states follow the states by these dynamics; None: they are optimized freely.
+        learn_rewards: optimize rewards too.
+        rows: generator for fresh predictors' training rows.
+
+    Returns:
+        The distilled points.
+    """
+    points = Points.of(start, Domain.of(full), dynamics)
+    learned = [points.states] + [points.rewards] * learn_rewards
+    if dynamics is None:
+        learned.append(points.displacements)
+    for tensor in learned:
+        tensor.requires_grad_(True)
+    optimizer = torch.optim.Adam(learned, lr=learning_rate)
+    bank = None if predictors is None else Bank.of(*draw(predictors), full, gamma)
+    minibatch = min(minibatch, predictors or minibatch)
+    for step in range(steps):
+        if bank is None:
+            assert rows is not None
+            part = Bank.of(*draw(minibatch), _some(full, rows), gamma)
+        else:
+            first = step * minibatch % (predictors - minibatch + 1)  # type: ignore[operator]
+            part = bank.part(first, first + minibatch)
+        optimizer.param_groups[0]["lr"] = learning_rate * (1 - 0.95 * step / steps)
+        error = part.error(points.batch(), gamma)
+        # Losses far above the training set's pull no harder than losses far below.
+        loss = torch.nn.functional.smooth_l1_loss(error, torch.zeros_like(error), reduction="none")
+        optimizer.zero_grad(set_to_none=True)
+        loss.mean(2).sum().backward()
+        optimizer.step()
+    with torch.no_grad():
+        result = points.batch()
+    return Batch(
+        result.states.detach(), result.actions, result.rewards.detach(),
+        result.following.detach(), result.terminated,
+    )
+
+
+def _some(full: Batch, generator: np.random.Generator, count: int = 1000) -> Batch:
+    """All terminated rows and `count` of the others."""
+    others = torch.nonzero(~full.terminated)[:, 0]
+    if len(others) <= count:
+        return full
+    chosen = others[torch.as_tensor(generator.choice(len(others), count, replace=False))]
+    return full.rows(torch.cat([chosen, torch.nonzero(full.terminated)[:, 0]]))
+
+
+@torch.no_grad()
+def held_out_error(batch: Batch, bank: Bank, gamma: float) -> torch.Tensor:
+    """Median over held-out predictors of |L / L_train - 1|, mean of both kinds, [G]."""
+    return bank.error(batch, gamma).abs().median(2).values.mean(0)
