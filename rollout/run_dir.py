@@ -132,11 +132,7 @@ class RunDir:
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of ``metrics.jsonl``; a last line torn by a kill is left out."""
-        if not self._metrics_file.exists():
-            return []
-        text = self._metrics_file.read_text(encoding="utf-8")
-        whole = text[: text.rfind("\n") + 1]
-        return [json.loads(line) for line in whole.splitlines()]
+        return metrics_of(self.path)
 
     def cut_metrics(self, keep: Callable[[dict[str, Any]], bool]) -> None:
         """Drop what lies past the checkpoint that the run resumes from."""
@@ -258,6 +254,16 @@ class _Bar(Progress):
         self.done += n
         rate = self.done / max(time.monotonic() - self._start, 1e-9)
         self._bar.update(self._task, advance=n, rate=f"{rate:.3g} {self.unit}/s")
+
+
+def metrics_of(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of ``metrics.jsonl`` of the run in `path`."""
+    file = path / "metrics.jsonl"
+    if not file.exists():
+        return []
+    text = file.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 def _without_nan(value: Any) -> Any:
