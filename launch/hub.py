@@ -16,7 +16,7 @@ import os
 import re
 import sys
 import time
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from launch import strict_yaml
@@ -104,9 +104,12 @@ def _files(
         if not folder.is_dir():
             raise ConfigError(f"{directory} has no distilled data (no folder {folder})")
         files = _all_files(folder)
-        tables = {
-            Path(name).stem: f"data/{name}" for name in files if name.endswith((".parquet", ".csv"))
-        }
+        tables = {}
+        for path in map(PurePosixPath, files):
+            if path.suffix in (".parquet", ".csv", ".jsonl"):
+                alone = path.parent == PurePosixPath(".")  # else a folder of shards
+                part = path.stem if alone else path.parent.name
+                tables[part] = f"data/{path if alone else path.parent / f'*{path.suffix}'}"
         return {f"data/{name}": file for name, file in files.items()}, tables or None
     folder = _model_folder(directory, what, round)
     return _all_files(folder), None

@@ -15,6 +15,9 @@ from launch.publisher import missing_rounds
 from launch.run import execute
 from rollout.remote import OutageError
 
+# The client library's own way of sending bytes, deprecated by the HTTP library below it.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
 TOKEN = "hf_aTokenThatMustNotBeSeenAnywhere"
 
 
@@ -207,6 +210,27 @@ def test_rounds_are_a_data_set_that_loads(hub, finished, tmp_path):
     assert [part["config_name"] for part in head["configs"]] == ["round-00000", "round-00001"]
     loaded = load_dataset(str(tmp_path), "round-00001", cache_dir=str(tmp_path / "cache"))
     assert len(loaded["train"]) == 8
+
+
+def test_distilled_data(hub, tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    (tmp_path / "config.yaml").write_text("experiment: distill.regression\nseed: 1\n")
+    (tmp_path / "summary.json").write_text('{"mse": 0.25, "seed": 1, "config_sha256": "c0ffee"}')
+    for name in ("points", "cartpole/shard-00000", "cartpole/shard-00001"):
+        file = tmp_path / "distilled" / f"{name}.parquet"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pyarrow.parquet.write_table(pyarrow.table({"x": [1.0, 2.0]}), file)
+    push(tmp_path, "me/distilled")  # what there is to push is found
+    files = hub.files["me/distilled"]
+    head = strict_yaml.read(files["README.md"].decode().split("---")[1])
+    assert {part["config_name"]: part["data_files"] for part in head["configs"]} == {
+        "points": "data/points.parquet",
+        "cartpole": "data/cartpole/*.parquet",
+    }
+    assert b"| mse | 0.25 |" in files["README.md"] and b"c0ffee" in files["README.md"]
+    assert "data/cartpole/shard-00001.parquet" in files
 
 
 def test_a_dropped_connection_is_taken_up_again(hub, finished):
