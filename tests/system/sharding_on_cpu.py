@@ -44,8 +44,10 @@ def environment_of(name: str) -> dict[str, str]:
 
     file = str(ROOT / "launch/accelerate" / name)
     parsed = launch_command_parser().parse_args(["--config_file", file, "script.py"])
-    arguments, _, _ = _validate_launch_command(parsed)
+    arguments, defaults, _ = _validate_launch_command(parsed)
     if arguments.use_deepspeed:
+        fields = ",".join(defaults.deepspeed_config)
+        arguments.deepspeed_fields_from_accelerate_config = fields
         _, environment = prepare_deepspeed_cmd_env(arguments)
     else:
         environment = prepare_multi_gpu_env(arguments)

@@ -184,4 +184,5 @@ def test_only_a_preempted_job_goes_back_to_the_queue(name, ending, tmp_path):
     assert said == (["--signal=TERM 7.0", "requeue 7"] if ending == "preempted" else []), (
         done.stderr
     )
-    assert done.returncode == {"finished": 0, "failed": 1, "preempted": 143}[ending]
+    # The trap may end `wait` when the step has ended too: 128 + SIGUSR1.
+    assert done.returncode in {"finished": [0], "failed": [1], "preempted": [143, 138]}[ending]
