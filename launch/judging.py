@@ -147,7 +147,7 @@ def _evaluated(root: Path, k: int) -> Completions:
 
 
 def _references(root: Path, tokenizer: Any) -> list[str]:
-    from alignment.on_policy import load_prompts
+    from alignment.collect import load_prompts
 
     config: Any = load(root / "config.yaml")
     return load_prompts(config, config.evaluation.split, tokenizer).references
