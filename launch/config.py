@@ -277,14 +277,14 @@ def refuse_secrets(path: Path, raw: dict[str, Any]) -> None:
     Raises:
         ConfigError: names the keys, not the values.
     """
-    found = secrets_in(raw)
+    rule = (
+        "this looks like a key or a token, and a config is stored, logged and pushed. Remove it "
+        "(and revoke it, if the file was ever shared): tokens come from the environment (HF_TOKEN, "
+        "WANDB_API_KEY, OPENAI_API_KEY) or from `hf auth login`"
+    )
+    found = dict.fromkeys(secrets_in(raw))
     if found:
-        raise ConfigError(
-            f"{path.name}: {', '.join(dict.fromkeys(found))}: this looks like a key or a token, "
-            "and a config is stored, logged and pushed. Remove it; Reprise reads tokens from the "
-            "environment (HF_TOKEN, WANDB_API_KEY, OPENAI_API_KEY) or from `hf auth login`. If the "
-            "file was ever shared, revoke it"
-        )
+        raise ConfigError(_listed(path, [f"{key}: {rule}" for key in found]))
 
 
 def _unknown_experiment(raw: dict[str, Any]) -> str:

@@ -98,7 +98,7 @@ def evaluate(
                 )
             found.append(stored)
             continue
-        model = _model(root, k) if is_run else run
+        model = _model(root, k) if is_run and suite != "judge" else run
         result = _measure(settings, root, model, k, file, dry_run)
         record = {"suite": suite, "round": k, "settings": asked, "result": result}
         record["versions"] = {
