@@ -162,7 +162,14 @@ def _answers(settings: AlpacaSuite, model: str, questions: list[str]) -> list[st
     from rollout.generate import generate, sampling_model
 
     tokenizer = load_tokenizer(model, "RUN")
-    policy: Any = load_policy(model, "RUN")
+    policy: Any
+    if (Path(model) / "adapter_config.json").is_file():  # a round of a LoRA run
+        from peft import AutoPeftModelForCausalLM
+
+        adapted = AutoPeftModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        policy = adapted.merge_and_unload()
+    else:
+        policy = load_policy(model, "RUN")
     policy = policy.to("cuda" if torch.cuda.is_available() else "cpu")
     if tokenizer.chat_template:
         texts = [

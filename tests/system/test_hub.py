@@ -8,9 +8,11 @@ from collections import Counter
 
 import pytest
 
+from alignment.evaluation_config import AlpacaSuite
 from launch import strict_yaml
 from launch.cli import main
 from launch.hub import push
+from launch.judging import _answers
 from launch.publisher import missing_rounds
 from launch.run import execute
 from rollout.remote import OutageError
@@ -153,6 +155,9 @@ def run(lab, folder, **changes):
     return json.loads((folder / "summary.json").read_text())
 
 
+SHORT = {"sampling": {"samples_per_prompt": 1, "temperature": 0.0, "max_new_tokens": 8}}
+
+
 def told(folder):
     lines = (folder / "pushes.jsonl").read_text().splitlines()
     return [(r["round"], r["status"]) for r in map(json.loads, lines)]
@@ -269,6 +274,32 @@ def test_each_round_is_pushed_while_the_run_goes(hub, llama_lab, tmp_path, finis
     assert sorted(hub.tags) == ["round-00001", "round-00002"]
     assert hub.kinds["me/live"] == ("model", "private")
     assert b"| 2 |" in hub.files["me/live"]["README.md"]
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # peft asks it
+def test_the_rounds_of_a_lora_run_are_adapters(hub, llama_lab, tmp_path):
+    folder = tmp_path / "run"
+    lora = {"rank": 2, "alpha": 4, "target_modules": ["q_proj", "v_proj"]}
+    run(llama_lab, folder, lora=lora)
+    push(folder, "me/lora", round=1)
+    files = hub.files["me/lora"]
+    assert "adapter_model.safetensors" in files and "model.safetensors" not in files
+    head = strict_yaml.read(files["README.md"].decode().split("---")[1])
+    assert head["library_name"] == "peft"
+    assert hub.tags["round-00001"] and files["README.md"].startswith(b"---")
+    push(folder, "me/merged")
+    assert "model.safetensors" in hub.files["me/merged"]
+    # An adapter answers as the base and it together do.
+    questions = ["get the:", "set a file:", "list of path", "write the item:"]
+    adapter, merged = (
+        _answers(
+            AlpacaSuite(judge={"model": "j"}, **SHORT),
+            str(folder / "checkpoints" / name),
+            questions,
+        )
+        for name in ("round-00002", "final")
+    )
+    assert adapter == merged
 
 
 def test_a_run_outlives_an_expired_token(hub, llama_lab, tmp_path, finished, capsys, monkeypatch):
