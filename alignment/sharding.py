@@ -22,11 +22,21 @@ from difflib import get_close_matches
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import GradientAccumulationPlugin
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from alignment.parallelism import SHARDED, Parallelism, launched_strategy
 
+# Top-level keys of a DeepSpeed config (0.19) that a run of ours may have.
+DEEPSPEED_KEYS = set(
+    "activation_checkpointing aio bf16 checkpoint comms_logger communication_data_type compile "
+    "csv_monitor data_types dump_state flops_profiler fp16 gradient_accumulation_steps "
+    "gradient_clipping gradient_predivide_factor memory_breakdown optimizer prescale_gradients "
+    "scheduler seq_parallel_communication_data_type sparse_gradients steps_per_print tensorboard "
+    "torch_autocast train_batch_size train_micro_batch_size_per_gpu wall_clock_breakdown wandb "
+    "zero_allow_untested_optimizer zero_force_ds_cpu_optimizer zero_optimization".split()
+)
 SLACK = 1.25  # shards are padded to equal size; small tensors fall to few processes
 
 
@@ -57,7 +67,9 @@ def check_strategy(asked: Parallelism, world: int, supported: tuple[str, ...]) -
             "fsdp_cpu_ram_efficient_loading=true gives all processes but the first models without "
             "weights, and every process samples; set it to false in the launcher's file"
         )
-    accelerator = Accelerator()
+    # The plugin, as the Trainer gives one: without it DeepSpeed's "auto" is read as a number.
+    once = GradientAccumulationPlugin(num_steps=1)
+    accelerator = Accelerator(gradient_accumulation_plugin=once)
     if accelerator.distributed_type.value == "DEEPSPEED":
         check_deepspeed_keys(accelerator.state.deepspeed_plugin.deepspeed_config)
     found = _strategy_of(accelerator, world)
@@ -87,18 +99,9 @@ def check_deepspeed_keys(config: Mapping[str, object]) -> None:
     Raises:
         ValueError: names them, with the nearest known ones.
     """
-    from deepspeed.runtime import config as parser
-    from deepspeed.runtime import constants
-
-    known = {
-        value
-        for module in (parser, constants)
-        for name, value in vars(module).items()
-        if name.isupper() and isinstance(value, str)
-    }
-    unknown = [key for key in config if key not in known]
+    unknown = [key for key in config if key not in DEEPSPEED_KEYS]
     if unknown:
-        near = [get_close_matches(key, known, n=1) for key in unknown]
+        near = [get_close_matches(key, DEEPSPEED_KEYS, n=1) for key in unknown]
         listed = "; ".join(
             f"{key!r}" + (f", did you mean {close[0]!r}?" if close else "")
             for key, close in zip(unknown, near, strict=True)
