@@ -72,6 +72,8 @@ def attach(base: PreTrainedModel, settings: LoRA, seed: int, checkpointing: bool
                 f"lora.target_modules={targets!r} names no matrix of this model; it has "
                 f"{', '.join(sorted(names))}. Use some of them, or 'all-linear'"
             ) from error
+    # A set of names would be written to adapter_config.json in another order in every process.
+    adapted.peft_config[NAME].target_modules = sorted(adapted.peft_config[NAME].target_modules)
     if checkpointing:
         adapted.enable_input_require_grads()
     return adapted.eval()

@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerBase
 from alignment.data import tokenize_answers, tokenize_prompts
 from alignment.reward import Conversation, RewardModel, Rewards
 
-PROBES = ("A short answer.", "Another answer, which says something else and is longer.")
+PROBES = ("A short answer.", "Another one, which ends in another token and is longer")
 TOLERANCE, TOLERANCE_BF16 = 1e-3, 0.1  # of a score under padding, relative to 1 + |score|
 
 
