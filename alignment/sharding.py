@@ -9,8 +9,8 @@ Traps. On CPU Accelerate runs FSDP as plain data parallelism and says nothing: t
 is compared with the launcher's, whatever the config asks. While a ZeRO-3 configuration is alive,
 `from_pretrained` gives empty parameters: it is taken back as soon as the update is over.
 
-Run here: FSDP2 in two gloo processes on CPU (through a shim in the tests, for Accelerate refuses
-it), ZeRO-2 and ZeRO-3 in one. Several GPUs have not been at hand.
+Run here: FSDP2, ZeRO-2 and ZeRO-3 in two gloo processes on CPU, through a shim in the tests, for
+Accelerate refuses it. GPUs, NCCL and offloading have not been at hand.
 """
 
 from __future__ import annotations
@@ -166,9 +166,9 @@ def _gathered(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         if isinstance(parameter, DTensor):
             yield name, parameter.full_tensor()
         elif hasattr(parameter, "ds_id"):
-            from deepspeed.zero import GatheredParameters
+            import deepspeed
 
-            with GatheredParameters([parameter]):
+            with deepspeed.zero.GatheredParameters([parameter]):
                 yield name, parameter.detach()
         else:
             yield name, parameter.detach()

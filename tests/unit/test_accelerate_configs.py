@@ -154,7 +154,7 @@ def test_only_a_preempted_job_goes_back_to_the_queue(name, ending, tmp_path):
     run = {
         "finished": 'touch "$OUT/summary.json"',
         "failed": "exit 1",
-        "preempted": 'kill -USR1 "$PPID"; sleep 20 & wait; exit 143',
+        "preempted": 'kill -USR1 "$PPID"; sleep 20 >/dev/null 2>&1 & wait; exit 143',
     }[ending]
     commands = {f"bin/{key}": text for key, text in STANDINS.items()}
     commands[".venv/bin/accelerate"] = f'echo $$ >"$RUNNING"; trap "exit 143" TERM; {run}'
