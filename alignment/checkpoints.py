@@ -2,6 +2,9 @@
 
 A checkpoint is complete once its marker, which lists the size of each file, is written: after
 everything else has been flushed to disk. transformers alone would resume from a torn one.
+
+A request to end (SIGTERM) is granted after the optimizer step in progress, with a checkpoint, in
+the same step in every process.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 
 from alignment.models import load_weights_strictly
-from rollout import files
+from rollout import files, interruption
 
 MARKER = "complete.json"  # the last file written into a Trainer checkpoint; torn ones lack it
 
@@ -55,6 +58,31 @@ class StrictCheckpoints:
     run to the same bits. Keep `save_total_limit` at 2 or more: the old checkpoint is deleted
     before the marker of the new one is written.
     """
+
+    _ended = False
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train to the end, or until asked to end; raises `Preempted` after a checkpoint then."""
+        with interruption.deferred():
+            result = super().train(*args, **kwargs)  # type: ignore[misc]
+            if self._ended:
+                raise interruption.Preempted
+        return result
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        if not self._ended and self._all_are_asked_to_end():
+            self._ended = True
+            self.control.should_save = True  # type: ignore[attr-defined]
+            self.control.should_training_stop = True  # type: ignore[attr-defined]
+        super()._maybe_log_save_evaluate(*args, **kwargs)  # type: ignore[misc]
+
+    def _all_are_asked_to_end(self) -> bool:
+        """Whether any process was asked: the signal may reach them in different steps."""
+        asked = interruption.asked()
+        if self.args.world_size == 1:  # type: ignore[attr-defined]
+            return asked
+        here = torch.tensor([asked], device=self.args.device)  # type: ignore[attr-defined]
+        return bool(self.accelerator.gather(here).any())  # type: ignore[attr-defined]
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         try:

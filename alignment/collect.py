@@ -7,20 +7,26 @@ engine altogether, then cannot put its own rounding into the loss.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from accelerate import PartialState
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from alignment import data
+from alignment.adapters import identity, save_plain, tensors
 from alignment.config import Offline, OnPolicy
 from alignment.logprobs import score_completions
-from alignment.models import weights_sha256
-from alignment.reward import Conversation, RewardModel
-from rollout.generate import generate, sampling_model
+from alignment.models import resolve_model
+from alignment.reward import Conversation, Rewards
+from rollout.generate import Generated, generate, sampling_model
 from rollout.randomness import Streams
 from rollout.run_dir import RunDir
+from rollout.settings import Sampling
 from rollout.store import RoundStore, shard_rows
 from rollout.types import Completions
 
@@ -62,8 +68,8 @@ class Collector:
 
     Args:
         config: the experiment's settings.
-        initial: pi_0, for the reference column.
-        reward: the reward model.
+        initial: pi_0, for the reference column; None where everything is stored already.
+        reward: the reward model; None likewise.
         tokenizer: the policy's.
         streams: random streams of the run.
         run_dir: tells rank and world, and shows progress.
@@ -72,8 +78,8 @@ class Collector:
     def __init__(
         self,
         config: OnPolicy | Offline,
-        initial: PreTrainedModel,
-        reward: RewardModel,
+        initial: PreTrainedModel | None,
+        reward: Rewards | None,
         tokenizer: PreTrainedTokenizerBase,
         streams: Streams,
         run_dir: RunDir,
@@ -82,6 +88,25 @@ class Collector:
         self.initial, self.reward, self.tokenizer = initial, reward, tokenizer
         self.streams, self.run_dir = streams, run_dir
         self.autocast = bool(config.train.get("bf16", False))
+        self.engine: Any = None
+        if self.sampling.vllm is not None and initial is not None:
+            self.engine = _open_vllm(self.sampling, config.policy)
+
+    @contextmanager
+    def sampler(self, policy: PreTrainedModel) -> Iterator[Callable[..., Generated]]:
+        """What draws completions from `policy`: itself, a copy of it, or vLLM with its weights."""
+        if self.engine is None:
+            with sampling_model(policy, self.sampling.dtype) as model:
+                yield functools.partial(generate, model)
+            return
+        if self.run_dir.is_main or self.sampling.vllm.mode == "colocate":  # type: ignore[union-attr]
+            self.engine.load(
+                identity(policy),
+                functools.partial(save_plain, policy),
+                functools.partial(tensors, policy),
+            )
+        PartialState().wait_for_everyone()
+        yield self.engine.generate
 
     def collect(
         self,
@@ -105,19 +130,20 @@ class Collector:
             given: completions not to sample.
         """
         if round not in store.rounds():
+            assert self.initial is not None and self.reward is not None
             shards = -(-len(rows) // self.config.shard_size)
             writer = store.writer(round, shards, self._metadata(policy, purpose))
             missing = writer.missing(self.run_dir.rank, self.run_dir.world)
             label = f"round {round}: {purpose}"
             to_do = sum(len(shard_rows(len(rows), shards, shard)) for shard in missing)
             with (
-                sampling_model(policy, self.sampling.dtype) as sampler,
+                self.sampler(policy) as sample,
                 self.run_dir.progress(label, to_do, "prompts") as progress,
             ):
                 for shard in missing:
                     part = shard_rows(len(rows), shards, shard)
                     batch = self._sample_and_score(
-                        policy, sampler, prompts, rows, part, round, purpose, given
+                        policy, sample, prompts, rows, part, round, purpose, given
                     )
                     writer.write(shard, batch)
                     progress.advance(len(part))
@@ -134,14 +160,15 @@ class Collector:
         batch_size = 2 * self.config.train.get("per_device_train_batch_size", 8)
         model.eval()
         pad_id = self.tokenizer.pad_token_id
+        chunked = self.config.logits == "chunked"
         return score_completions(
-            model, prompt_ids, completion_ids, pad_id, batch_size, self.autocast
+            model, prompt_ids, completion_ids, pad_id, batch_size, self.autocast, chunked
         )
 
     def _sample_and_score(
         self,
         policy: PreTrainedModel,
-        sampler: nn.Module,
+        sample: Callable[..., Generated],
         prompts: Prompts,
         all_rows: np.ndarray,
         part: range,
@@ -149,12 +176,12 @@ class Collector:
         purpose: str,
         given: Given | None,
     ) -> Completions:
+        assert self.initial is not None and self.reward is not None
         n, rows = self.sampling.samples_per_prompt, all_rows[part]
         ids = [prompts.ids[row] for row in rows]
         fixed = [None] * len(all_rows) if given is None else given.completion_ids
         to_sample = [i for i, at in enumerate(part) if fixed[at] is None]
-        sampled = generate(
-            sampler,
+        sampled = sample(
             [ids[i] for i in to_sample],
             self.sampling,
             self.streams,
@@ -164,6 +191,7 @@ class Collector:
             stream=f"{purpose} tokens",
         )
         completion_ids, terminated = sampled.completion_ids, sampled.terminated
+        sampler_logprobs = sampled.logprobs
         # A prompt draws its label once a round; given pairs may share a prompt, so they draw by
         # their place.
         labels = [self.streams.data(f"{purpose} labels", round, int(row)) for row in rows]
@@ -171,6 +199,9 @@ class Collector:
             own = dict(zip(to_sample, completion_ids, strict=True))
             ended = np.array(given.terminated[part])
             ended[to_sample] = terminated
+            if sampler_logprobs is not None:
+                own_logprobs, sampler_logprobs = sampler_logprobs, np.full_like(ended, np.nan, "f4")
+                sampler_logprobs[to_sample] = own_logprobs
             completion_ids, terminated = [], ended
             for i, at in enumerate(part):
                 taken = fixed[at]
@@ -193,17 +224,29 @@ class Collector:
             policy_logprobs=policy_logprobs.reshape(-1, n),
             reference_logprobs=reference.reshape(-1, n),
             label_uniform=np.array([draw.random() for draw in labels], dtype=np.float64),
+            sampler_logprobs=sampler_logprobs,
         )
 
     def _metadata(self, policy: PreTrainedModel, purpose: str) -> dict:
         return {
             "config_sha256": self.run_dir.config_sha256,
             "code_revision": self.run_dir.code_revision,
-            "policy": weights_sha256(policy.state_dict()),
-            "reward_model": self.reward.identity,
+            "policy": identity(policy),
+            "reward_model": self.reward.identity if self.reward else None,
             "random_state": {"seed": self.streams.seed, "stream": purpose},
             "sampling": self.sampling.model_dump(),
         }
+
+
+def _open_vllm(sampling: Sampling, policy: str) -> Any:
+    assert sampling.vllm is not None
+    if sampling.vllm.mode == "colocate":
+        from rollout.vllm_colocated import ColocatedVLLM
+
+        return ColocatedVLLM(sampling.vllm, sampling, resolve_model(policy, "policy"))
+    from rollout.vllm import VLLMServer
+
+    return VLLMServer(sampling.vllm, sampling)
 
 
 def eos_ids(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -239,3 +282,23 @@ def rows_of_round(prompts: int, sizes: list[int], round: int, streams: Streams) 
 
 def _next(epoch: int, start: int, size: int, prompts: int) -> tuple[int, int]:
     return (epoch + 1, 0) if start + size > prompts else (epoch, start)
+
+
+def load_prompts(
+    config: OnPolicy | Offline, split: str, tokenizer: PreTrainedTokenizerBase
+) -> Prompts:
+    """Read a split and encode its prompts.
+
+    Raises:
+        ValueError: a prompt is empty, or too long and `on_long_prompt` is "error".
+    """
+    rows = data.load_prompts(config.data, split, tokenizer)
+    ids, kept = data.tokenize_prompts(
+        rows["prompt"], tokenizer, config.sampling.max_prompt_tokens, config.on_long_prompt
+    )
+    conversations = rows["messages"] if "messages" in rows.column_names else [None] * len(rows)
+    return Prompts(
+        ids=[np.asarray(prompt, dtype=np.int32) for prompt in ids],
+        references=[rows["reference"][row] for row in kept],
+        conversations=[conversations[row] for row in kept],
+    )

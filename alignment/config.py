@@ -9,8 +9,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
+from alignment.parallelism import Parallelism
+from alignment.reward_config import Reward as Reward  # re-exported: one place for configs
 from alignment.training_arguments import TrainingArgumentsDict
 from rollout.settings import Sampling, Settings
+from rollout.trackers import Report
 
 PositiveFloat = Annotated[float, Field(gt=0)]
 PerRound = PositiveFloat | list[PositiveFloat]
@@ -24,6 +27,7 @@ class Experiment(Settings):
     needs: list[str] = Field(
         default_factory=list, description="configs whose runs this one uses; made first if missing"
     )
+    report: Report = Field(Report(), description="where the run is shown and pushed")
 
 
 # -- text ----------------------------------------------------------------------------------------
@@ -102,6 +106,7 @@ class _Supervised(Experiment):
     batch_size: int = Field(
         ge=1, description="examples (or pairs) per optimizer step, over all processes"
     )
+    parallelism: Parallelism = Field(Parallelism(), description="what the launch must provide")
     optimizer: Literal["adamw", "muon"] = Field(
         "adamw", description="muon: Muon for hidden matrices, AdamW for the rest"
     )
@@ -217,28 +222,6 @@ Objective = Annotated[DPO | PDFR | REBEL | RDRC, Field(discriminator="name")]
 # -- the on-policy loop and its offline twin -----------------------------------------------------
 
 
-class Reward(Settings):
-    """The reward model r~(x, a)."""
-
-    model: str = Field(description="a sequence classifier with one output: run, folder or Hub name")
-    batch_size: int = Field(64, ge=1, description="sequences scored side by side")
-    standardize: bool = Field(
-        False, description="give the held-out samples of pi_0 mean 0 and deviation 1"
-    )
-    output: Literal["logits", "score"] = Field(
-        "logits", description="where the reward is: `logits[:, 0]`, or `score` (ArmoRM)"
-    )
-    trust_remote_code: bool = Field(
-        False, description="run the code in the model's repository; needs `revision`"
-    )
-    revision: str | None = Field(
-        None, pattern="^[0-9a-f]{40}$", description="the commit of the model's repository"
-    )
-    missing_eos_penalty: float | None = Field(
-        None, ge=0, description="subtracted from the raw reward of a completion without EOS"
-    )
-
-
 class Evaluation(Settings):
     """Measuring the policy after each round, on held-out prompts."""
 
@@ -276,8 +259,34 @@ class HybridDesign(Settings):
     tolerance: float = Field(0.05, gt=0, lt=1, description="relative duality gap")
 
 
+class Quantization(Settings):
+    """QLoRA (2305.14314): the frozen base in few bits; needs bitsandbytes and a CUDA GPU."""
+
+    bits: Literal[4, 8] = Field(4, description="bits of a frozen weight")
+    kind: Literal["nf4", "fp4"] = Field("nf4", description="code of 4-bit weights")
+    double: bool = Field(True, description="quantize the scales of 4-bit weights too")
+    compute_dtype: Literal["bfloat16", "float16", "float32"] = Field(
+        "bfloat16", description="precision that 4-bit weights are multiplied in"
+    )
+
+
+class LoRA(Settings):
+    """Train W + (alpha / rank) B A with W frozen (2106.09685); pi_0 is W, the adapter off."""
+
+    rank: int = Field(16, ge=1, description="rank r of the difference")
+    alpha: float = Field(32.0, gt=0, description="the difference is scaled by alpha / rank")
+    target_modules: str | list[str] = Field(
+        "all-linear", description="names of the matrices; 'all-linear': all but the output layer"
+    )
+    base_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="precision in which the frozen base is kept"
+    )
+    quantization: Quantization | None = Field(None, description="QLoRA: the base in 4 or 8 bits")
+
+
 class _Alignment(Experiment):
     policy: str = Field(description="pi_0: run directory, model folder or Hub name")
+    lora: LoRA | None = Field(None, description="train a low-rank adapter; null: every weight")
     attention: Literal["sdpa", "eager", "flash_attention_2"] = Field(
         "sdpa", description="attention implementation of policy and reward model"
     )
@@ -302,7 +311,15 @@ class _Alignment(Experiment):
     first_step_tolerance: float = Field(
         1e-2, gt=0, description="largest |ln pi/pi_k| in nats accepted when a round starts training"
     )
+    logits: Literal["full", "chunked"] = Field(
+        "full",
+        description="chunked: log-probabilities in pieces, logits of a whole batch never exist",
+    )
+    bucket_by_length: bool = Field(
+        False, description="within an optimizer step, put pairs of like length side by side"
+    )
     evaluation: Evaluation = Evaluation()
+    parallelism: Parallelism = Field(Parallelism(), description="what the launch must provide")
     train: TrainingArgumentsDict = Field(
         default_factory=dict, description="transformers.TrainingArguments of each round"
     )

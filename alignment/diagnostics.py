@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from alignment.pairs import Targets, identical
@@ -19,6 +21,9 @@ def data_diagnostics(completions: Completions, pairs: Pairs) -> dict[str, float]
     * ``kl_to_initial``: E[ln pi_k/pi_0], the unbiased estimate of KL(pi_k || pi_0), nats.
     * ``effective_sample_size``: (sum w)^2 / (N sum w^2) with w = pi_0/pi_k on samples of pi_k:
       the share of D_k's samples that would count if they were to stand for pi_0's.
+    * ``sampler_gap``, ``sampler_gap_max``: mean and largest |ln pi_k as the sampler had it - as the
+      trainer has it| in nats a completion, and ``sampler_kl``, the mean of the difference, which
+      estimates KL(sampler || pi_k); where the sampler's were stored.
     """
     lengths = completion_lengths(completions)
     log_ratio = (completions.policy_logprobs - completions.reference_logprobs).astype(np.float64)
@@ -33,6 +38,19 @@ def data_diagnostics(completions: Completions, pairs: Pairs) -> dict[str, float]
         "entropy_per_token": float(-completions.policy_logprobs.sum() / lengths.sum()),
         "kl_to_initial": float(log_ratio.mean()),
         "effective_sample_size": effective_sample_size(-log_ratio.ravel()),
+        **_sampler_gap(completions),
+    }
+
+
+def _sampler_gap(completions: Completions) -> dict[str, float]:
+    if completions.sampler_logprobs is None:
+        return {}
+    gap = (completions.sampler_logprobs - completions.policy_logprobs).astype(np.float64)
+    gap = gap[np.isfinite(gap)]  # given completions were not sampled
+    return {
+        "sampler_gap": float(np.abs(gap).mean()),
+        "sampler_gap_max": float(np.abs(gap).max()),
+        "sampler_kl": float(gap.mean()),
     }
 
 
@@ -86,3 +104,18 @@ def effective_sample_size(log_weights: np.ndarray) -> float:
     """(sum w)^2 / (N sum w^2) in (0, 1], from log weights, without overflow."""
     weights = np.exp(log_weights - log_weights.max())
     return float(weights.sum() ** 2 / (weights.size * np.square(weights).sum()))
+
+
+def throughput(metrics: list[dict[str, Any]]) -> dict[str, float | None]:
+    """Completions per second of collecting, pairs per second of collecting and updating.
+
+    Rounds that an interruption cut in two are left out, evaluation is not counted.
+    """
+    rounds = [r for r in metrics if "update_seconds" in r and not r["resumed"]]
+    collecting = sum(r["collect_seconds"] for r in rounds if r["completions_sampled"])
+    working = sum(r["collect_seconds"] + r["update_seconds"] for r in rounds)
+    sampled = sum(r["completions_sampled"] for r in rounds)
+    return {
+        "completions_per_second": sampled / collecting if collecting else None,
+        "pairs_per_second": sum(r["pairs"] for r in rounds) / working if working else None,
+    }

@@ -99,6 +99,31 @@ def rouge_l(text: str, reference: str) -> float:
     return _scorer().score(reference, text)["rougeL"].fmeasure
 
 
+def samples_table(
+    completions: Completions,
+    references: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    count: int,
+) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows of the first `count` prompts, one completion each, for a reader."""
+
+    def text(ids: np.ndarray) -> str:
+        return tokenizer.decode(ids, skip_special_tokens=True)
+
+    columns = ["prompt", "completion", "written by people", "reward", "ended"]
+    rows: list[list[Any]] = [
+        [
+            text(completions.prompt_ids[row]),
+            text(completions.completion_ids[row][0]),
+            references[row],
+            float(completions.rewards[row, 0]),
+            bool(completions.terminated[row, 0]),
+        ]
+        for row in range(min(len(completions), count))
+    ]
+    return columns, rows
+
+
 @functools.cache
 def _scorer() -> Any:
     from rouge_score.rouge_scorer import RougeScorer

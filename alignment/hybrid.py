@@ -20,7 +20,6 @@ from alignment.config import HybridDesign
 from alignment.design import preferential_design
 from alignment.features import bounded, hidden_features, projection
 from rollout.files import write_bytes
-from rollout.generate import generate, sampling_model
 from rollout.run_dir import RunDir
 
 FILE = "design.npz"
@@ -113,11 +112,10 @@ def _make(
     sampling = collector.sampling.model_copy(update={"samples_per_prompt": count})
     ids = [prompts.ids[row] for row in rows]
     with (
-        sampling_model(initial, sampling.dtype) as sampler,
+        collector.sampler(initial) as sample,
         run_dir.progress("design: candidates", len(rows) * count, "completions") as progress,
     ):
-        sampled = generate(
-            sampler,
+        sampled = sample(
             ids,
             sampling,
             streams,

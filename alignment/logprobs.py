@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from alignment.chunked import scoring_head
+
 
 def pad_completions(
     prompt_ids: Sequence[np.ndarray], completion_ids: Sequence[np.ndarray], pad_id: int
@@ -35,6 +37,7 @@ def completion_logprobs(
     prompt_mask: Tensor,
     completion_ids: Tensor,
     completion_mask: Tensor,
+    chunked: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """ln pi(a|x) = sum_t ln pi(a_t | x, a_<t), over the completion's tokens, its EOS included.
 
@@ -46,6 +49,7 @@ def completion_logprobs(
         model: a causal language model.
         prompt_ids, prompt_mask: shape (batch, P), padded on the left.
         completion_ids, completion_mask: shape (batch, C), padded on the right.
+        chunked: never hold all of these logits at once either (`alignment.chunked`).
 
     Returns:
         Sequence log-probabilities, shape (batch,), and those of each token, shape (batch, C),
@@ -53,14 +57,18 @@ def completion_logprobs(
     """
     input_ids = torch.cat([prompt_ids, completion_ids], dim=1)
     mask = torch.cat([prompt_mask, completion_mask], dim=1)
-    output = model(
-        input_ids=input_ids,
-        attention_mask=mask,
-        position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
-        logits_to_keep=completion_ids.shape[1] + 1,
-        use_cache=False,
-    )
-    logits = output.logits[:, :-1].float()
+    inputs = {
+        "input_ids": input_ids,
+        "attention_mask": mask,
+        "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0),
+        "logits_to_keep": completion_ids.shape[1] + 1,
+        "use_cache": False,
+    }
+    if chunked:
+        with scoring_head(model, completion_ids, completion_mask):
+            tokens = model(**inputs).logits[:, :-1, 0].float()
+        return tokens.sum(dim=1), tokens
+    logits = model(**inputs).logits[:, :-1].float()
     tokens = -F.cross_entropy(logits.transpose(1, 2), completion_ids, reduction="none")
     tokens = tokens * completion_mask
     return tokens.sum(dim=1), tokens
@@ -74,6 +82,7 @@ def score_completions(
     pad_id: int,
     batch_size: int,
     autocast: bool = False,
+    chunked: bool = False,
 ) -> np.ndarray:
     """`completion_logprobs` of many sequences, batched by length; float32, shape (sequences,).
 
@@ -84,14 +93,14 @@ def score_completions(
         pad_id: the padding token.
         batch_size: sequences in a forward pass.
         autocast: run in bfloat16 autocast, as training does when ``train.bf16`` is set.
+        chunked: as training does when ``logits`` is "chunked".
     """
     device = next(model.parameters()).device
     result = np.zeros(len(prompt_ids), dtype=np.float32)
     for rows, batch in batches_by_length(prompt_ids, completion_ids, pad_id, batch_size):
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-            total, _ = completion_logprobs(
-                model, **{name: tensor.to(device) for name, tensor in batch.items()}
-            )
+            on_device = {name: tensor.to(device) for name, tensor in batch.items()}
+            total, _ = completion_logprobs(model, **on_device, chunked=chunked)
         result[rows] = total.float().cpu().numpy()
     return result
 
@@ -124,3 +133,22 @@ def _pad(sequences: Sequence[np.ndarray], pad_id: int, *, left: bool) -> tuple[T
         ids[row, where] = sequence
         mask[row, where] = 1
     return torch.from_numpy(ids), torch.from_numpy(mask)
+
+
+def padding_share(
+    prompt_ids: Sequence[np.ndarray],
+    completion_ids: Sequence[np.ndarray],
+    batches: Sequence[np.ndarray],
+) -> float:
+    """Share of the tokens that the model computes in these batches and that are padding.
+
+    Args:
+        prompt_ids: one array per sequence.
+        completion_ids: one array per sequence.
+        batches: rows of the sequences that share a batch.
+    """
+    prompts = np.array([len(ids) for ids in prompt_ids])
+    completions = np.array([len(ids) for ids in completion_ids])
+    real = sum(int(prompts[rows].sum() + completions[rows].sum()) for rows in batches)
+    made = sum(len(rows) * int(prompts[rows].max() + completions[rows].max()) for rows in batches)
+    return 1.0 - real / made

@@ -103,15 +103,19 @@ def require_on_hub(name: str, kind: str, key: str) -> None:
         raise ValueError(f"{start}to be had from the Hub ({reason}): {remedy}") from error
 
 
-def load_tokenizer(name: str, key: str = "model") -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    name: str, key: str = "model", revision: str | None = None
+) -> PreTrainedTokenizerBase:
     """The tokenizer of a model, with an EOS token and a PAD token that is not EOS.
+
+    `revision` is the commit of a Hub repository; null is its newest.
 
     Raises:
         ValueError: no EOS, or no PAD distinct from EOS (padding would hide the end of a text).
     """
     folder = resolve_model(name, key)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{key}={name!r}: no tokenizer can be loaded from {folder} "
@@ -135,10 +139,17 @@ def load_tokenizer(name: str, key: str = "model") -> PreTrainedTokenizerBase:
 
 
 def load_policy(
-    name: str, key: str = "model", dtype: str = "float32", attention: str | None = None
+    name: str,
+    key: str = "model",
+    dtype: str = "float32",
+    attention: str | None = None,
+    **quantized: Any,
 ) -> PreTrainedModel:
-    """A causal language model, loaded strictly (see the module's docstring)."""
-    return _load_strictly(AutoModelForCausalLM, name, key, dtype, attention)
+    """A causal language model, loaded strictly (see the module's docstring).
+
+    `quantized` is what `alignment.adapters.quantization_config` gives.
+    """
+    return _load_strictly(AutoModelForCausalLM, name, key, dtype, attention, **quantized)
 
 
 def load_reward_model(
@@ -185,7 +196,7 @@ def load_reward_model(
 
 
 def _load_strictly(
-    auto: Any, name: str, key: str, dtype: str, attention: str | None, **remote: Any
+    auto: Any, name: str, key: str, dtype: str, attention: str | None, **extra: Any
 ) -> PreTrainedModel:
     folder = resolve_model(name, key)
     try:
@@ -195,7 +206,7 @@ def _load_strictly(
             attn_implementation=attention,
             use_safetensors=True,
             output_loading_info=True,
-            **{"trust_remote_code": False, **remote},
+            **{"trust_remote_code": False, **extra},
         )
     except (OSError, ImportError, SafetensorError) as error:
         raise ValueError(

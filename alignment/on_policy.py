@@ -12,6 +12,11 @@ two differ in their data and in nothing else.
 
 A run killed anywhere continues: finished shards are kept, an unfinished update restarts from its
 own last checkpoint or from pi_k, and every random draw is keyed by what it is for.
+
+The staged mode (`reprise run CONFIG --staged`) is that same property put to use. A process ends
+after it has measured pi_k and stored D_k, or after it has saved pi_{k+1}; the next one continues
+from the directory. Sampling and training then never share memory, and what they make is the same
+to the bit: a run may change between the modes wherever it stopped.
 """
 
 from __future__ import annotations
@@ -23,46 +28,57 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate import PartialState
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from alignment import data
-from alignment.collect import Collector, Prompts, rows_of_round
+from alignment import adapters, policies, sharding
+from alignment.collect import Collector, load_prompts, rows_of_round
 from alignment.config import Offline, OnPolicy
-from alignment.diagnostics import data_diagnostics, update_diagnostics
-from alignment.evaluate import evaluate
+from alignment.diagnostics import data_diagnostics, throughput, update_diagnostics
+from alignment.evaluate import evaluate, samples_table
 from alignment.hybrid import DesignedPairs, designed_pairs
-from alignment.models import load_policy, load_tokenizer, weights_sha256
+from alignment.models import load_tokenizer, load_weights_strictly, weights_sha256
 from alignment.pairs import Targets, make_targets, select_pairs
-from alignment.reward import RewardModel
+from alignment.reward import Rewards
+from alignment.rewards_check import check_rewards
 from alignment.update import (
+    bucketed,
     minibatch_order,
+    padding_of,
     remove_update_checkpoints,
     training_arguments,
     update,
 )
-from rollout import files
+from rollout import files, interruption
 from rollout.generate import check_prompts
 from rollout.randomness import Streams
 from rollout.run_dir import RunDir
 from rollout.store import RoundStore
 from rollout.types import Completions, Pairs
 
+STRATEGIES = ("single", "ddp", "fsdp2", "zero2", "zero3")
 POLICY_OF_ROUND = "round-{:05d}"
 
 
-def run(config: OnPolicy | Offline, run_dir: RunDir) -> dict[str, Any]:
-    """Run or continue the experiment; returns what goes into ``summary.json``."""
+def run(config: OnPolicy | Offline, run_dir: RunDir) -> dict[str, Any] | None:
+    """Run or continue the experiment; returns what goes into ``summary.json``.
+
+    None in staged mode, when a phase has ended and another one is to follow.
+    """
     loop = _Loop(config, run_dir)
     for k in range(loop.first_round, config.rounds + 1):
         loop.measure(k)  # pi_k on held-out prompts
         if k < config.rounds:
             completions = loop.collect(k)  # D_k
+            if loop.phase == "collect":
+                return None
             pairs = select_pairs(completions, config.selection)
             targets = make_targets(pairs, config.objective, config.gamma(k), loop.scale[1])
-            loop.update(k, completions, pairs, targets)  # pi_k -> pi_{k+1}
-            loop.save(k + 1)
+            with interruption.deferred():  # to the end of an optimizer step, or of the round
+                loop.update(k, completions, pairs, targets)  # pi_k -> pi_{k+1}
+                loop.save(k + 1)
+            if loop.phase == "update":
+                return None
     return loop.summary()
 
 
@@ -75,6 +91,7 @@ class _Loop:
         self.streams = Streams(config.seed)
         self.device = PartialState().device
         training_arguments(config, run_dir.checkpoints, run_dir.world)  # refuses what is wrong
+        self.strategy = sharding.check_strategy(config.parallelism, run_dir.world, STRATEGIES)
         self.rounds = RoundStore(run_dir.rounds)
         self.evaluations = RoundStore(run_dir.path / "evaluations")
         for store in (self.rounds, self.evaluations):
@@ -84,18 +101,12 @@ class _Loop:
         self.train_prompts = load_prompts(config, config.data.split, self.tokenizer)
         self.held_out = load_prompts(config, config.evaluation.split, self.tokenizer)
         self.sizes = self._round_sizes()
-        self.initial = self._load(config.policy)
-        for prompts in (self.train_prompts, self.held_out):
-            check_prompts(self.initial, prompts.ids, config.sampling)
-        if isinstance(config, Offline) and config.replay:
-            self._check_replay(config.replay, config.replay_round)
-        self.reward = RewardModel(
-            config.reward,
-            self.tokenizer,
-            config.attention,
-            self.device,
-            bool(config.train.get("bf16", False)),
-        )
+        self.first_round = self._last_saved()
+        self.phase = self._phase()
+        self.initial: PreTrainedModel | None = None
+        self.reward: Rewards | None = None
+        if self.phase != "update":  # which reads what is stored, and needs the memory
+            self.initial, self.reward = self._load_what_collecting_needs()
         self.collector = Collector(
             config, self.initial, self.reward, self.tokenizer, self.streams, run_dir
         )
@@ -103,13 +114,15 @@ class _Loop:
         self.sampled = self.sizes
         if isinstance(config, OnPolicy) and config.design is not None:
             self.sampled = [n - round(config.design.share * n) for n in self.sizes]
-            self.design = designed_pairs(
-                config.design, self.collector, self.initial, self.train_prompts, run_dir
-            )
-        self.first_round = self._last_saved()
+            if self.initial is not None:
+                self.design = designed_pairs(
+                    config.design, self.collector, self.initial, self.train_prompts, run_dir
+                )
         self.policy = self._policy_of(self.first_round)
         remove_update_checkpoints(run_dir, through=self.first_round)
-        self.resumed = bool(run_dir.metrics())
+        # The next phase of the same command continues, but nothing was interrupted.
+        before = run_dir.handed_over
+        self.resumed = bool(run_dir.metrics()) if before is None else before.get("resumed", False)
         run_dir.cut_metrics(lambda r: r["round"] <= self.first_round or "step" in r)
 
     # -- the four steps ----------------------------------------------------------------------
@@ -133,12 +146,12 @@ class _Loop:
 
     def collect(self, k: int) -> Completions:
         """D_k: sampled from pi_k on-policy; offline always D_0, perhaps another run's."""
-        self._started = time.monotonic()
+        started = time.monotonic()
         if isinstance(self.config, Offline) and self.config.replay:
             store = RoundStore(Path(self.config.replay) / "rounds")
             completions = store.read(self.config.replay_round).data
         else:
-            source = 0 if self.offline else k
+            source = self._source(k)
             # Sampled from pi_k; with a design, only the first part of the round.
             rows = rows_of_round(len(self.train_prompts), self.sampled, source, self.streams)
             given = None
@@ -149,17 +162,24 @@ class _Loop:
                 self.policy, self.train_prompts, rows, self.rounds, source, "collect", given
             )
         assert isinstance(completions, Completions)
+        self.collect_seconds = time.monotonic() - started
+        if self.phase == "collect":
+            self.run_dir.hand_over(collect_seconds=self.collect_seconds, resumed=self.resumed)
+        elif self.phase == "update":
+            self.collect_seconds = (self.run_dir.handed_over or {}).get("collect_seconds", 0.0)
         return completions
 
     def update(self, k: int, completions: Completions, pairs: Pairs, targets: Targets) -> None:
         """Train the policy on D_k, and log what the round did to it."""
-        config, collected = self.config, time.monotonic()
+        config, started = self.config, time.monotonic()
         order = minibatch_order(
             len(pairs),
             config.batch_size,
             1 if isinstance(config, Offline) else config.epochs,
             lambda epoch: self.streams.data("minibatches", k, epoch),
         )
+        if config.bucket_by_length:
+            order = bucketed(order, pairs, config.batch_size)
         steps = update(
             self.policy,
             self.tokenizer,
@@ -172,12 +192,15 @@ class _Loop:
             first_step=sum(r.get("optimizer_steps", 0) for r in self.run_dir.metrics()),
             check_first_step=not self.offline or k == 0,
         )
+        if self.strategy not in ("single", "ddp"):
+            self._make_whole()
         updated = time.monotonic()
+        micro_batch = config.train.get("per_device_train_batch_size", 8)
         both = list(pairs.prompt_ids) * 2, [*pairs.first_ids, *pairs.second_ids]
         logprobs = self.collector.score(self.policy, *both).reshape(2, -1).T
         soft = config.objective.name in ("dpo", "pdfr")
         # What they estimate are means under pi_k, which the design's pairs do not come from.
-        own = np.arange(len(pairs) if self.design is None else self.sampled[k])
+        own = np.arange(len(pairs) if self.sampled is self.sizes else self.sampled[k])
         of_data = data_diagnostics(completions.take(own), pairs.take(own))
         of_update = update_diagnostics(pairs.take(own), targets.take(own), logprobs[own], soft)
         self.run_dir.log(
@@ -186,13 +209,24 @@ class _Loop:
             gamma=targets.gamma,
             pairs=len(order),
             completions_sampled=0 if self.offline and k else completions.rewards.size,
-            collect_seconds=collected - self._started,
-            update_seconds=updated - collected,
+            collect_seconds=self.collect_seconds,
+            update_seconds=updated - started,
             resumed=self.resumed,
             **{f"data/{name}": value for name, value in of_data.items()},
             **{f"update/{name}": value for name, value in of_update.items()},
+            **{"update/padding_share": padding_of(order, pairs, micro_batch)},
         )
         self.resumed = False
+
+    def _make_whole(self) -> None:
+        """Put a whole pi_{k+1} in the place of the one in shards."""
+        whole: Any = self._load(self.config.policy)
+        if self.config.lora is not None:
+            whole = self._attach(whole)
+            if self.initial is not None:  # it shared the base that is in shards now
+                self.initial = self.collector.initial = adapters.Reference(whole)
+        sharding.copy_whole(self.policy, whole)
+        self.policy = whole
 
     def save(self, k: int) -> None:
         """Save pi_k; the round is then behind us."""
@@ -207,14 +241,19 @@ class _Loop:
         """The fields of ``summary.json`` that belong to this experiment."""
         PartialState().wait_for_everyone()  # the last measurement is the main process's to write
         measured = self._measured()
-        if self.run_dir.is_main:
-            files.link(
-                self.run_dir.checkpoints / "final", POLICY_OF_ROUND.format(self.config.rounds)
+        final, last = self.run_dir.checkpoints / "final", POLICY_OF_ROUND.format(self.config.rounds)
+        if self.config.lora is not None:
+            weights = policies.save_merged(
+                self.policy, self.tokenizer, self.config, self.run_dir, last
             )
+        else:
+            weights = {"weights_sha256": weights_sha256(self.policy.state_dict())}
+            if self.run_dir.is_main:
+                files.link(final, last)
         return {
             "objective": self.config.objective.name,
             "rounds": [measured[k] for k in range(self.config.rounds + 1)],
-            "weights_sha256": weights_sha256(self.policy.state_dict()),
+            **weights,
             "throughput": throughput(self.run_dir.metrics()),
         }
 
@@ -229,7 +268,7 @@ class _Loop:
         mean, deviation = float(rewards.mean()), float(rewards.std())
         if deviation == 0:
             raise ValueError(
-                f"reward.standardize=true, but {self.config.reward.model} gives all of the initial "
+                f"reward.standardize=true, but {self.config.reward.title} gives all of the initial "
                 f"policy's samples the reward {mean:g}; train the reward model, or choose another"
             )
         return mean, deviation
@@ -270,14 +309,14 @@ class _Loop:
             )
         return sizes
 
-    def _check_replay(self, replay: str, index: int) -> None:
+    def _check_replay(self, replay: str, index: int, initial: PreTrainedModel) -> None:
         store = RoundStore(Path(replay) / "rounds")
         if index not in store.rounds():
             raise ValueError(
                 f"replay={replay!r}, replay_round={index}: no such finished round; finished ones "
                 f"there: {store.rounds() or 'none'}. Name a run directory that holds the round"
             )
-        drawn_by, ours = store.manifest(index)["policy"], weights_sha256(self.initial.state_dict())
+        drawn_by, ours = store.manifest(index)["policy"], adapters.identity(initial)
         if drawn_by != ours:
             raise ValueError(
                 f"replay={replay!r}, replay_round={index}: drawn by a policy with weights "
@@ -289,23 +328,61 @@ class _Loop:
         names = [path.name for path in self.run_dir.checkpoints.glob("round-*")]
         return max((int(name.split("-")[1]) for name in names), default=0)
 
+    def _phase(self) -> str:
+        """What this process does: "both", or in staged mode "collect" or "update"."""
+        k = self.first_round
+        if not self.run_dir.staged:
+            return "both"
+        replayed = isinstance(self.config, Offline) and self.config.replay
+        stored = k < self.config.rounds and (replayed or self._source(k) in self.rounds.rounds())
+        return "update" if stored and k in self._measured() else "collect"
+
+    def _source(self, k: int) -> int:
+        """Which stored round is D_k."""
+        return 0 if self.offline else k
+
+    def _load_what_collecting_needs(self) -> tuple[PreTrainedModel, Rewards]:
+        """pi_0, with which the prompts and a replayed round have to agree, and the reward model."""
+        config = self.config
+        initial = self._load(config.policy)
+        for prompts in (self.train_prompts, self.held_out):
+            check_prompts(initial, prompts.ids, config.sampling)
+        if isinstance(config, Offline) and config.replay:
+            self._check_replay(config.replay, config.replay_round, initial)
+        if config.lora is not None:
+            initial = adapters.Reference(self._attach(initial))
+        bf16 = bool(config.train.get("bf16", False))
+        rewards = Rewards(config.reward, self.tokenizer, config.attention, self.device, bf16)
+        ranked = check_rewards(rewards, self.train_prompts.ids, self.train_prompts.conversations)
+        if ranked is not None:
+            self.run_dir.say(f"reward: {ranked:.0%} of the known pairs are ranked right")
+        return initial, rewards
+
+    def _attach(self, base: PreTrainedModel) -> Any:
+        return policies.attach(base, self.config, self.streams)
+
     def _policy_of(self, k: int) -> PreTrainedModel:
+        if self.config.lora is not None:
+            return self._adapted_policy_of(k)
         if k == 0:
+            if self.initial is None:
+                return self._load(self.config.policy)
             return copy.deepcopy(self.initial)
         self.run_dir.say(f"continuing after round {k}")
         return self._load(str(self.run_dir.checkpoints / POLICY_OF_ROUND.format(k)))
 
+    def _adapted_policy_of(self, k: int) -> Any:
+        # One base for pi_k and, with the adapter off, for pi_0.
+        initial: Any = self.initial
+        shared = isinstance(initial, adapters.Reference)
+        adapted = initial.policy if shared else self._attach(self._load(self.config.policy))
+        if k > 0:
+            self.run_dir.say(f"continuing after round {k}")
+            load_weights_strictly(adapted, self.run_dir.checkpoints / POLICY_OF_ROUND.format(k))
+        return adapted
+
     def _load(self, name: str) -> PreTrainedModel:
-        model = load_policy(name, "policy", attention=self.config.attention).to(self.device)
-        # With dropout, ln pi in training would not be the stored ln pi_k at the first step.
-        for module in model.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
-            if hasattr(module, "attention_dropout") and not isinstance(
-                module.attention_dropout, torch.nn.Module
-            ):
-                module.attention_dropout = 0.0
-        return model.eval()
+        return policies.load(name, self.config, self.device)
 
     def _tell(self, k: int, result: dict[str, Any], completions: Completions) -> None:
         self.run_dir.say(
@@ -316,38 +393,6 @@ class _Loop:
         prompt = self.tokenizer.decode(completions.prompt_ids[0], skip_special_tokens=True)
         answer = self.tokenizer.decode(completions.completion_ids[0][0], skip_special_tokens=True)
         self.run_dir.say(f"    ...{prompt[-60:]!r} -> {answer!r}")
-
-
-def load_prompts(
-    config: OnPolicy | Offline, split: str, tokenizer: PreTrainedTokenizerBase
-) -> Prompts:
-    """Read a split and encode its prompts.
-
-    Raises:
-        ValueError: a prompt is empty, or too long and `on_long_prompt` is "error".
-    """
-    rows = data.load_prompts(config.data, split, tokenizer)
-    ids, kept = data.tokenize_prompts(
-        rows["prompt"], tokenizer, config.sampling.max_prompt_tokens, config.on_long_prompt
-    )
-    conversations = rows["messages"] if "messages" in rows.column_names else [None] * len(rows)
-    return Prompts(
-        ids=[np.asarray(prompt, dtype=np.int32) for prompt in ids],
-        references=[rows["reference"][row] for row in kept],
-        conversations=[conversations[row] for row in kept],
-    )
-
-
-def throughput(metrics: list[dict[str, Any]]) -> dict[str, float | None]:
-    """Completions per second of collecting, pairs per second of collecting and updating.
-
-    Rounds that an interruption cut in two are left out, evaluation is not counted.
-    """
-    rounds = [r for r in metrics if "update_seconds" in r and not r["resumed"]]
-    collecting = sum(r["collect_seconds"] for r in rounds if r["completions_sampled"])
-    working = sum(r["collect_seconds"] + r["update_seconds"] for r in rounds)
-    sampled = sum(r["completions_sampled"] for r in rounds)
-    return {
-        "completions_per_second": sampled / collecting if collecting else None,
-        "pairs_per_second": sum(r["pairs"] for r in rounds) / working if working else None,
-    }
+        references = [self.held_out.references[row] for row in completions.prompt_index]
+        table = samples_table(completions, references, self.tokenizer, self.run_dir.report.samples)
+        self.run_dir.log_table("completions", *table, round=k)

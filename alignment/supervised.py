@@ -26,6 +26,7 @@ from transformers import (
 from alignment.checkpoints import StrictCheckpoints, last_complete_checkpoint
 from alignment.config import SFT, RewardTraining
 from alignment.muon import MuonAdamW
+from alignment.sharding import check_strategy
 from alignment.training_arguments import make_training_arguments
 from rollout.run_dir import RunDir
 
@@ -107,6 +108,7 @@ def fit(
         defaults={"logging_steps": 10, "save_steps": 200},
         length={"max_steps": steps},
     )
+    check_strategy(config.parallelism, run_dir.world, ("single", "ddp"))
     trainer = SupervisedTrainer(
         model=model,
         args=arguments,

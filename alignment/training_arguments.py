@@ -34,7 +34,13 @@ DERIVED = {
     "logging_nan_inf_filter": "a NaN loss stops the run instead of being hidden",
     "ignore_data_skip": "it would break exact resumption",
     "auto_find_batch_size": "it would change the batch size that the paper fixes",
+    "deepspeed": "the launcher's file decides it: launch/accelerate/deepspeed_*.yaml",
+    "fsdp": "the launcher's file decides it: launch/accelerate/fsdp2.yaml",
+    "fsdp_config": "the launcher's file decides it: launch/accelerate/fsdp2.yaml",
     "hub_token": "it would be written to config.yaml; log in with `hf auth login`",
+    "push_to_hub": "use `report.push`",
+    "hub_model_id": "use `report.push`",
+    "report_to": "use `report.trackers`",
 }
 
 # Bounds that the class itself does not check, or only once models have loaded.

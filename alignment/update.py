@@ -32,9 +32,10 @@ from transformers import (
 
 from alignment.checkpoints import StrictCheckpoints, last_complete_checkpoint
 from alignment.config import Offline, OnPolicy
-from alignment.logprobs import completion_logprobs, pad_completions
+from alignment.logprobs import completion_logprobs, pad_completions, padding_share
 from alignment.objectives import pair_losses
 from alignment.pairs import Targets
+from alignment.sharding import check_shards, forget_deepspeed
 from alignment.training_arguments import make_training_arguments
 from rollout.run_dir import RunDir
 from rollout.types import Pairs
@@ -67,6 +68,38 @@ def minibatch_order(
         )
     usable = pairs // batch_size * batch_size
     return np.concatenate([shuffle(epoch).permutation(pairs)[:usable] for epoch in range(epochs)])
+
+
+def bucketed(order: np.ndarray, pairs: Pairs, batch_size: int) -> np.ndarray:
+    """The same optimizer steps, each with its pairs in the order of their lengths.
+
+    A step sums over all of its pairs, in whatever order; micro-batches of pairs of like length hold
+    less padding. The longest come first, so that memory runs out early.
+
+    Args:
+        order: from `minibatch_order`.
+        pairs: D_k.
+        batch_size: pairs per optimizer step.
+    """
+    longest = np.array(
+        [
+            len(prompt) + max(len(first), len(second))
+            for prompt, first, second in zip(
+                pairs.prompt_ids, pairs.first_ids, pairs.second_ids, strict=True
+            )
+        ]
+    )
+    steps = order.reshape(-1, batch_size)
+    inner = np.argsort(-longest[steps], axis=1, kind="stable")
+    return np.take_along_axis(steps, inner, axis=1).ravel()
+
+
+def padding_of(order: np.ndarray, pairs: Pairs, micro_batch: int) -> float:
+    """Share of padding among the tokens of an update's micro-batches."""
+    count = len(pairs)
+    batches = [np.concatenate([rows, rows + count]) for rows in order.reshape(-1, micro_batch)]
+    prompts = [*pairs.prompt_ids, *pairs.prompt_ids]
+    return padding_share(prompts, [*pairs.first_ids, *pairs.second_ids], batches)
 
 
 def training_arguments(config: OnPolicy | Offline, folder: Path, world: int) -> TrainingArguments:
@@ -102,7 +135,7 @@ def update(
     """Train `policy` in place on one round; continue from a checkpoint inside the round if any.
 
     Args:
-        policy: pi_k on entry, pi_{k+1} on return.
+        policy: pi_k on entry, pi_{k+1} on return; under FSDP2 and ZeRO in shards then.
         tokenizer: supplies the padding token.
         pairs: D_k.
         targets: what the objective regresses on.
@@ -137,6 +170,8 @@ def update(
     # Mixed precision wraps `forward`; without this each round would wrap it once more.
     trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
     trainer.accelerator.free_memory()
+    if trainer.is_deepspeed_enabled:
+        forget_deepspeed()
     return trainer.state.global_step
 
 
@@ -168,8 +203,11 @@ class RoundTrainer(StrictCheckpoints, Trainer):
         self.pad_id = tokenizer.pad_token_id
         self.objective = config.objective.name
         self.tolerance = config.first_step_tolerance
+        self.chunked = config.logits == "chunked"
         self.run_dir, self.round, self.first_step = run_dir, round, first_step
         self.check_first_step = True
+        self.parallelism = config.parallelism
+        self.shards_checked = False
         self.progress: Any = None
         self._watched: dict[str, list[Tensor]] = defaultdict(list)
         super().__init__(
@@ -207,7 +245,7 @@ class RoundTrainer(StrictCheckpoints, Trainer):
         """Sum of the pair losses over the pairs of the whole optimizer step."""
         stored = inputs.pop("policy_logprobs")
         columns = {name: inputs.pop(name) for name in ("reference_logprobs", "target", "weight")}
-        total, _ = completion_logprobs(model, **inputs)
+        total, _ = completion_logprobs(model, **inputs, chunked=self.chunked)
         logprobs = torch.stack(total.chunk(2), dim=1)
         if self.check_first_step and self.state.global_step == 0:
             self._refuse_another_policy(logprobs.detach(), stored)
@@ -223,9 +261,12 @@ class RoundTrainer(StrictCheckpoints, Trainer):
         # Data parallelism averages gradients over processes; the objective is one sum over all.
         return losses.sum() * (self.accelerator.num_processes / num_items_in_batch)
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+    def training_step(self, model: torch.nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         """One micro-batch, shown on the progress bar."""
-        loss = super().training_step(*args, **kwargs)
+        if not self.shards_checked:
+            check_shards(model, self.parallelism, self.run_dir.world)
+            self.shards_checked = True
+        loss = super().training_step(model, *args, **kwargs)
         self.progress.advance()
         return loss
 

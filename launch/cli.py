@@ -33,6 +33,9 @@ class Format(StrEnum):
 
 
 FormatOption = Annotated[Format, typer.Option("--format", help="For a person or a program.")]
+StagedOption = Annotated[
+    bool, typer.Option("--staged", help="A process for each phase: collect, update, collect, ...")
+]
 StoreArgument = Annotated[Path, typer.Argument(metavar="DIR", help="A run, or its rounds/ folder.")]
 
 
@@ -101,13 +104,14 @@ def run_command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only check, and print every setting.")
     ] = False,
+    staged: StagedOption = False,
 ) -> None:
     """Run an experiment, or continue it; a finished one is left alone."""
 
     def work() -> None:
         from launch.run import execute
 
-        execute(config, overrides or [], out, dry_run)
+        execute(config, overrides or [], out, dry_run, staged)
 
     _finish(work)
 
@@ -115,13 +119,14 @@ def run_command(
 @app.command("resume")
 def resume_command(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="An interrupted run.")],
+    staged: StagedOption = False,
 ) -> None:
     """Continue an interrupted run to the same result as an uninterrupted one."""
 
     def work() -> None:
         from launch.run import resume
 
-        resume(directory)
+        resume(directory, staged)
 
     _finish(work)
 
@@ -334,6 +339,85 @@ def bounds_command(
         measured = None if run is None else bounds.needed(run)
         value = {"theorems": rows, **({} if measured is None else {"measured": measured})}
         _print(value, lambda: bounds.lines(rows, measured), form)
+
+    _finish(work)
+
+
+class What(StrEnum):
+    """What of a directory goes to the Hub."""
+
+    model = "model"
+    adapter = "adapter"
+    rounds = "rounds"
+    distilled = "distilled"
+
+
+@app.command("push")
+def push_command(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run, or a model's folder.")],
+    repo_id: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="REPO_ID", help="owner/name [default: report.push, what is missing]"
+        ),
+    ] = None,
+    what: Annotated[
+        What | None, typer.Option(help="[default: the model, or what there is instead]")
+    ] = None,
+    round: Annotated[int | None, typer.Option(min=1, help="The model after this round.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Create a private one.")] = False,
+) -> None:
+    """Push a model, an adapter, rounds or distilled data to the Hugging Face Hub, with a card."""
+
+    def work() -> None:
+        from launch import hub, publisher
+
+        if repo_id is not None:
+            address = hub.push(directory, repo_id, what and what.value, round, private)
+            sys.stderr.write(f"pushed: {address}\n")
+        else:
+            publisher.push_what_is_missing(directory)
+
+    _finish(work)
+
+
+class SuiteName(StrEnum):
+    """What to evaluate with."""
+
+    openllm = "openllm"
+    judge = "judge"
+    alpaca = "alpaca"
+
+
+@app.command("evaluate")
+def evaluate_command(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run; or a model, with --out.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE...", help="Settings, e.g. judge.model=gpt-5-mini"),
+    ] = None,
+    suite: Annotated[SuiteName, typer.Option(help="Leaderboard tasks, a judge, or AlpacaEval.")] = (
+        SuiteName.openllm
+    ),
+    config: Annotated[Path | None, typer.Option(help="YAML file of the suite's settings.")] = None,
+    rounds: Annotated[
+        list[int] | None,
+        typer.Option("--round", min=0, help="Which policy, 0 the initial one; may be repeated."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Where results go [default: RUN]")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only check, and say what a judge would cost.")
+    ] = False,
+    form: FormatOption = Format.text,
+) -> None:
+    """Measure a run's policy with lm-evaluation-harness, a judge model, or AlpacaEval 2.0."""
+
+    def work() -> None:
+        from launch import suite as suites
+
+        name = suite.value
+        found = suites.evaluate(run, name, config, overrides or [], rounds, out, dry_run)
+        _print(found, lambda: suites.lines(found), form)
 
     _finish(work)
 

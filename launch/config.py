@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from launch import strict_yaml
 from launch.problems import explain, shown
+from rollout.remote import secrets_in
 from rollout.settings import Settings
 
 
@@ -58,7 +59,7 @@ class Experiment:
         """The config class, imported now."""
         return _import(self.config)
 
-    def run_function(self) -> Callable[[Any, Any], dict[str, Any]]:
+    def run_function(self) -> Callable[[Any, Any], dict[str, Any] | None]:
         """The run function, imported now: this is what brings torch."""
         return _import(self.run)
 
@@ -149,7 +150,8 @@ def load(config: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Exper
     """
     path = find(config)
     raw = read(path)
-    problems = [problem for text in overrides for problem in _override(raw, text)]
+    problems = [problem for text in overrides for problem in override(raw, text)]
+    refuse_secrets(path, raw)
     name = raw.get("experiment")
     experiment = EXPERIMENTS.get(name) if isinstance(name, str) else None
     if experiment is None:
@@ -184,8 +186,13 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def config_sha256(config: ExperimentSettings) -> str:
-    """SHA-256 of the resolved settings as canonical JSON: equal settings, equal hash."""
-    text = json.dumps(config.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    """SHA-256 of the resolved settings as canonical JSON: equal settings, equal hash.
+
+    ``report`` is left out: where a run is shown changes nothing that it computes.
+    """
+    settings = config.model_dump(mode="json")
+    settings.pop("report", None)
+    text = json.dumps(settings, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -195,8 +202,9 @@ def to_yaml(config: ExperimentSettings) -> str:
 
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
-    """The dotted keys in which two resolved configs differ, with both values."""
-    a, b = _flat(ours), _flat(theirs)
+    """The dotted keys in which two resolved configs differ, with both values; not ``report``'s."""
+    a, b = ({k: v for k, v in c.items() if k != "report"} for c in (ours, theirs))
+    a, b = _flat(a), _flat(b)
     missing = "(absent)"
     return [
         f"{key}: {shown(a[key]) if key in a else missing} here, "
@@ -261,7 +269,7 @@ def find(config: str | os.PathLike[str]) -> Path:
 # -- details -------------------------------------------------------------------------------------
 
 
-def _override(raw: dict[str, Any], text: str) -> list[str]:
+def override(raw: dict[str, Any], text: str) -> list[str]:
     """Put one ``key.path=value`` into `raw`; returns what is wrong with it, if anything."""
     key, equals, value_text = text.partition("=")
     *section, name = key.split(".")
@@ -281,6 +289,22 @@ def _override(raw: dict[str, Any], text: str) -> list[str]:
             return [f"{key} = {shown(value)}: '{outer}' is {shown(here)}, not a section of keys"]
     here[name] = value
     return []
+
+
+def refuse_secrets(path: Path, raw: dict[str, Any]) -> None:
+    """Before anything is said about the config: a sentence about a wrong value would show it.
+
+    Raises:
+        ConfigError: names the keys, not the values.
+    """
+    rule = (
+        "this looks like a key or a token, and a config is stored, logged and pushed. Remove it "
+        "(and revoke it, if the file was ever shared): tokens come from the environment (HF_TOKEN, "
+        "WANDB_API_KEY, OPENAI_API_KEY) or from `hf auth login`"
+    )
+    found = dict.fromkeys(secrets_in(raw))
+    if found:
+        raise ConfigError(_listed(path, [f"{key}: {rule}" for key in found]))
 
 
 def _unknown_experiment(raw: dict[str, Any]) -> str:

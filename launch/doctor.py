@@ -36,7 +36,7 @@ def examine() -> dict[str, Any]:
         "packages": _packages(),
         "optional": {
             name: importlib.util.find_spec(name) is not None
-            for name in ("tensorboard", "trackio", "wandb", "lm_eval", "ray", "deepspeed")
+            for name in ("tensorboard", "trackio", "wandb", "lm_eval", "openai", "ray", "deepspeed")
         },
     }
     found["can"] = _verdicts(found)

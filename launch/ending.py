@@ -12,48 +12,50 @@ from collections.abc import Callable
 from pathlib import Path
 
 from launch.config import ConfigError
+from rollout import interruption
+from rollout.remote import OutageError, hide_secrets_in_logs, redact
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 PACKAGES = ("rollout", "alignment", "rl", "distill", "launch")
 
 
-class _Terminated(BaseException):
-    """SIGTERM: end as on Ctrl-C, leaving what is on disk resumable."""
-
-
-def _on_sigterm(*_: object) -> None:
-    raise _Terminated
-
-
 def exit_status(work: Callable[[], object]) -> int:
     """Do `work`; 0 done, 1 failed, 2 bad input, 130 interrupted, 143 terminated.
 
-    Bad input becomes one message; anything else that goes wrong keeps its traceback.
+    Bad input becomes one message; anything else that goes wrong keeps its traceback. SIGTERM,
+    which is how a scheduler preempts, ends the work where it can be resumed
+    (`rollout.interruption`): at once, or within an update after a checkpoint.
     """
-    before = signal.signal(signal.SIGTERM, _on_sigterm)
+    hide_secrets_in_logs()
+    interruption.forget()
+    before = signal.signal(signal.SIGTERM, interruption.ask)
     try:
         work()
-    except (KeyboardInterrupt, _Terminated) as stop:
-        _say("interrupted; `reprise resume DIR` continues the run")
-        return TERMINATED if isinstance(stop, _Terminated) else INTERRUPTED
+    except (KeyboardInterrupt, interruption.Preempted) as stop:
+        if os.environ.get("RANK", "0") == "0":
+            _say("interrupted; `reprise resume DIR` continues the run")
+        return TERMINATED if isinstance(stop, interruption.Preempted) else INTERRUPTED
     except ValueError as error:
         if not is_bad_input(error):
-            traceback.print_exc()
+            _say(traceback.format_exc().rstrip())
             return FAILED
         if not (isinstance(error, ConfigError) and os.environ.get("RANK", "0") != "0"):
             _say(f"error: {error}")  # every process has the same ConfigError; one says it
         return BAD_INPUT
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            traceback.print_exc()
+            _say(traceback.format_exc().rstrip())
         else:
             _say(f"error: {error.strerror or error}")
+        return FAILED
+    except OutageError as error:  # nothing of ours is wrong, and what was done is kept
+        _say(f"error: {error}")
         return FAILED
     except FloatingPointError as error:  # training diverged: ours to say, there is no bug to trace
         _say(f"error: {error}")
         return FAILED
     except Exception:
-        traceback.print_exc()
+        _say(traceback.format_exc().rstrip())
         return FAILED
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -79,4 +81,4 @@ def is_bad_input(error: ValueError) -> bool:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(redact(text), file=sys.stderr, flush=True)

@@ -2,14 +2,34 @@
 
 Accelerate starts one process without a word when a config of several falls back (seen with
 ``MULTI_CPU`` and ``--cpu --num_processes 2``). A run that was meant for two must not go on as one.
+Which strategy Accelerate then really uses, and whether parameters are sharded, shows only where
+models are trained: `alignment.sharding`.
 """
 
 from __future__ import annotations
 
+import json
 import os
-from typing import Any
+import socket
+import sys
+from typing import Any, NoReturn, Protocol
 
 from launch.config import ConfigError
+
+_AT_START = dict(os.environ)  # libraries add to it; the next phase begins with what we began with
+_HANDED_OVER = "REPRISE_HANDED_OVER"
+
+
+class Parallelism(Protocol):
+    """What an experiment may ask of its launch; see `alignment.parallelism`."""
+
+    @property
+    def processes(self) -> int | None:
+        """Number of processes."""
+
+    @property
+    def strategy(self) -> str | None:
+        """What they do with parameters, gradients and the optimizer's state."""
 
 
 def asked_for() -> tuple[int, int]:
@@ -31,6 +51,34 @@ def asked_for() -> tuple[int, int]:
     return int(os.environ.get("RANK", "0")), world
 
 
+def check_launch(asked: Parallelism | None, world: int) -> None:
+    """Compare the launch with the config's ``parallelism``, before anything is loaded.
+
+    Raises:
+        ConfigError: another number of processes, or another strategy.
+    """
+    from alignment.parallelism import launched_strategy
+
+    if asked is None:
+        return
+    strategy, problems = launched_strategy(os.environ, world), []
+    if asked.processes not in (None, world):
+        problems.append(
+            f"parallelism.processes={asked.processes}, but {world} "
+            f"{'was' if world == 1 else 'were'} started"
+        )
+    if asked.strategy not in (None, strategy):
+        problems.append(
+            f"parallelism.strategy={asked.strategy!r}, but the launch is for {strategy!r}"
+        )
+    if problems:
+        raise ConfigError(
+            f"{'; '.join(problems)}. Start it with `accelerate launch --config_file "
+            "launch/accelerate/....yaml -m launch.run`, with the file and --num_processes that "
+            "fit, or change `parallelism`"
+        )
+
+
 def join(world: int) -> None:
     """Meet the other processes.
 
@@ -38,6 +86,8 @@ def join(world: int) -> None:
         ConfigError: fewer came than were asked for.
     """
     import torch
+
+    _quiet_deepspeed()
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
@@ -62,10 +112,9 @@ def share(value: Any) -> Any:
 
 def leave() -> None:
     """Part from the other processes, so that none of them warns about an abandoned group."""
-    import torch.distributed
-
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    distributed = sys.modules.get("torch.distributed")
+    if distributed and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def threads() -> int:
@@ -90,4 +139,55 @@ def pin_threads(count: int) -> None:
         os.environ[name] = str(count)  # for libraries not yet loaded and for child processes
     import torch
 
+    _quiet_deepspeed()
     torch.set_num_threads(count)
+
+
+def _quiet_deepspeed() -> None:
+    """Where there is no GPU, tell DeepSpeed, which would warn on standard output: not its own.
+
+    transformers imports it wherever it is installed, needed or not.
+    """
+    import torch
+
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+# -- staged runs: one process for each phase -----------------------------------------------------
+
+
+def handed_over() -> dict[str, Any] | None:
+    """What the phase before this one handed over; None in the first phase of a command."""
+    text = os.environ.pop(_HANDED_OVER, None)
+    return None if text is None else json.loads(text)
+
+
+def become_the_next_phase(values: dict[str, Any]) -> NoReturn:
+    """Replace this process by a new one with the same command: all memory is given back.
+
+    The command continues the run, which is how the next phase begins. Its number stays what it
+    was, so a launcher notices nothing and its signals arrive. Several processes agree on where
+    they will meet while they still can talk: the launcher's own store remembers this phase's
+    addresses, and would give them to the next.
+
+    Args:
+        values: for the next phase, JSON.
+    """
+    rank, world = asked_for()
+    environment = {**_AT_START, _HANDED_OVER: json.dumps(values)}
+    if world > 1:
+        environment["MASTER_PORT"] = str(share(_free_port() if rank == 0 else 0))
+        environment["TORCHELASTIC_USE_AGENT_STORE"] = "False"
+        leave()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    for descriptor in os.listdir("/proc/self/fd"):
+        if int(descriptor) > 2 and os.path.exists(f"/proc/self/fd/{descriptor}"):
+            os.set_inheritable(int(descriptor), False)  # a device kept open would keep its memory
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+
+
+def _free_port() -> int:
+    with socket.create_server(("", 0)) as free:
+        return free.getsockname()[1]

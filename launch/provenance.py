@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import re
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from rollout.remote import HIDDEN, is_secret_name, redact
 
 PACKAGES = (
     "torch",
@@ -28,10 +29,6 @@ PACKAGES = (
     "ale-py",
     "d3rlpy",
     "minari",
-)
-# The last word of a key: `hub_token` is one, `max_new_tokens` is not.
-_SECRET = re.compile(
-    r"(?:^|[._-])(?:token|secret|password|passwd|api[-_]?key|credentials?)$", re.IGNORECASE
 )
 
 
@@ -74,13 +71,13 @@ def command_line(arguments: list[str]) -> list[str]:
     for argument in arguments[1:]:
         key, equals, _ = argument.partition("=")
         if hide_next:
-            argument = "***"
-        elif equals and _SECRET.search(key):
-            argument = f"{key}=***"
-        hide_next = not equals and key.startswith("-") and bool(_SECRET.search(key))
+            argument = HIDDEN
+        elif equals and is_secret_name(key):
+            argument = f"{key}={HIDDEN}"
+        hide_next = not equals and key.startswith("-") and is_secret_name(key)
         if len(home) > 1:
             argument = argument.replace(home, "~")
-        shown.append(argument)
+        shown.append(redact(argument))
     return shown
 
 

@@ -1,7 +1,10 @@
 """Start, continue or leave alone one run: the only place that decides what a directory may become.
 
-reprise run CONFIG [key=value ...] [--out DIR]
+reprise run CONFIG [key=value ...] [--out DIR] [--staged]
 accelerate launch --config_file launch/accelerate/cpu.yaml -m launch.run CONFIG ...
+
+With ``--staged`` each process does one phase (collect, update) and then becomes the process of the
+next. How a run is staged is no setting of it: the bits are the same, and so is the config's hash.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import fcntl
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +34,9 @@ from launch.config import (
 from launch.ending import is_bad_input
 from launch.provenance import provenance
 from rollout.files import is_leftover, remove_leftovers, write_json, write_text
+from rollout.remote import redact
 from rollout.run_dir import RunDir
+from rollout.trackers import Report
 
 
 def execute(
@@ -39,6 +44,8 @@ def execute(
     overrides: Iterable[str] = (),
     out: str | os.PathLike[str] | None = None,
     dry_run: bool = False,
+    staged: bool = False,
+    next_phase: Callable[[dict[str, Any]], object] = processes.become_the_next_phase,
 ) -> Path:
     """Run a config to its end, or as far as it still has to go.
 
@@ -47,6 +54,8 @@ def execute(
         overrides: ``key.path=value``.
         out: the run's directory; by default ``runs/<the config's folder>/<its name>``.
         dry_run: only check, and print the resolved config on standard output.
+        staged: do one phase of it in this process, then `next_phase`.
+        next_phase: begins the next phase, given what this one hands over.
 
     Returns:
         The run's directory.
@@ -55,6 +64,7 @@ def execute(
         ConfigError: bad input; nothing was written.
     """
     settings = load(config, overrides)
+    _check_stages(settings, staged)
     path = Path(out) if out is not None else default_out(find(config))
     if dry_run:
         sys.stdout.write(to_yaml(settings))
@@ -62,12 +72,12 @@ def execute(
         return path
     if state_of(path, settings) != "finished":
         _make_needs(settings)
-    _run(settings, path)
+    _run(settings, path, staged, next_phase)
     return path
 
 
-def resume(path: str | os.PathLike[str]) -> Path:
-    """Continue the run in `path` from its own ``config.yaml``.
+def resume(path: str | os.PathLike[str], staged: bool = False) -> Path:
+    """Continue the run in `path` from its own ``config.yaml``, staged or not.
 
     Raises:
         ConfigError: `path` holds no run.
@@ -75,8 +85,21 @@ def resume(path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     if not (path / "config.yaml").is_file():
         raise ConfigError(f"{path} holds no run: there is no {path / 'config.yaml'}")
-    _run(load(path / "config.yaml"), path)
+    settings = load(path / "config.yaml")
+    _check_stages(settings, staged)
+    _run(settings, path, staged)
     return path
+
+
+_WITH_PHASES = ("alignment.on_policy", "alignment.offline")
+
+
+def _check_stages(settings: ExperimentSettings, staged: bool) -> None:
+    if staged and settings.experiment not in _WITH_PHASES:
+        raise ConfigError(
+            f"--staged: {settings.experiment} has no phases of collecting and updating to run in "
+            f"processes of their own ({' and '.join(_WITH_PHASES)} do); leave it out"
+        )
 
 
 def _make_needs(settings: ExperimentSettings) -> None:
@@ -164,7 +187,9 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _prepare(path: Path, settings: ExperimentSettings, threads: int, world: int) -> dict[str, Any]:
+def _prepare(
+    path: Path, settings: ExperimentSettings, threads: int, world: int, next_phase: bool
+) -> dict[str, Any]:
     """Write who we are, or check that we are who started; returns what every process needs.
 
     Raises:
@@ -193,8 +218,9 @@ def _prepare(path: Path, settings: ExperimentSettings, threads: int, world: int)
             if first[key] != record[key]:
                 _say(f"warning: {key} is not what {path} was started with; bits may differ")
         record["threads"] = first["threads"]
-        first["resumed"] = [*first.get("resumed", []), record]
-        write_json(file, first)
+        if not next_phase:
+            first["resumed"] = [*first.get("resumed", []), record]
+            write_json(file, first)
     else:
         # config.yaml last: it makes the directory a run, so a kill in between leaves none.
         write_json(file, record)
@@ -205,36 +231,54 @@ def _prepare(path: Path, settings: ExperimentSettings, threads: int, world: int)
 # -- the run -------------------------------------------------------------------------------------
 
 
-def _run(settings: ExperimentSettings, path: Path) -> None:
+def _run(
+    settings: ExperimentSettings,
+    path: Path,
+    staged: bool = False,
+    next_phase: Callable[[dict[str, Any]], object] = processes.become_the_next_phase,
+) -> None:
     rank, world = processes.asked_for()
+    processes.check_launch(getattr(settings, "parallelism", None), world)
     threads = processes.threads()
     if world > 1:
         processes.join(world)
+    handed_over = processes.handed_over() if staged else None
     with contextlib.ExitStack() as held:
         plan: dict[str, Any] = {}
         if rank == 0:
             try:
                 state_of(path, settings)  # before the lock, which already writes
                 held.enter_context(_locked(path))
-                plan = _prepare(path, settings, threads, world)
+                plan = _prepare(path, settings, threads, world, handed_over is not None)
             except ConfigError as error:
                 plan = {"refused": str(error)}
         if world > 1:  # one decision for all: rank 0 touches the directory, the others wait for it
             plan = processes.share(plan)
         if "refused" in plan:
             raise ConfigError(plan["refused"])
+        more: dict[str, Any] | None = None
         if plan["state"] != "finished":
-            _work(settings, path, plan, rank, world)
+            more = _work(settings, path, plan, rank, world, staged, handed_over)
         elif rank == 0:
             _say(f"{path} is finished and was left alone; its result is in summary.json")
-    if world > 1:
+    if more is not None:  # the lock is free again: the next phase takes it
+        next_phase(more)
+    else:
         processes.leave()
 
 
 def _work(
-    settings: ExperimentSettings, path: Path, plan: dict[str, Any], rank: int, world: int
-) -> None:
+    settings: ExperimentSettings,
+    path: Path,
+    plan: dict[str, Any],
+    rank: int,
+    world: int,
+    staged: bool,
+    handed_over: dict[str, Any] | None,
+) -> dict[str, Any] | None:
+    """Do the run, or one phase of it; returns what is for the next phase, None at the end."""
     processes.pin_threads(plan["threads"])
+    report = getattr(settings, "report", None) or Report()
     run_dir = RunDir(
         path,
         experiment=settings.experiment,
@@ -243,9 +287,19 @@ def _work(
         code_revision=plan["revision"],
         rank=rank,
         world=world,
+        report=report,
+        settings=settings.model_dump(mode="json"),
+        staged=staged,
+        handed_over=handed_over,
     )
     verb = "continuing" if plan["state"] == "unfinished" else "starting"
-    run_dir.say(f"{verb} {settings.experiment} in {path}")
+    if handed_over is None:
+        run_dir.say(f"{verb} {settings.experiment} in {path}")
+    publisher = None
+    if rank == 0 and report.push is not None:
+        from launch.publisher import Publisher
+
+        publisher = Publisher(path, report, run_dir.say)
     try:
         summary = EXPERIMENTS[settings.experiment].run_function()(settings, run_dir)
     except ValueError as error:
@@ -255,12 +309,21 @@ def _work(
             (path / "config.yaml").unlink()
             (path / "provenance.json").unlink()
         raise
+    finally:
+        if publisher is not None:
+            publisher.stop()
+    if summary is None:
+        run_dir.close()
+        return run_dir.to_hand_over
     run_dir.finish(**summary)
     run_dir.say(f"finished {settings.experiment}: {path / 'summary.json'}")
+    if publisher is not None:
+        publisher.finish()
+    return None
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(redact(text), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

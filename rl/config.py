@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from rollout.settings import EnvironmentSettings, Settings
+from rollout.trackers import Report
 
 Positive = Annotated[float, Field(gt=0)]
 
@@ -21,6 +22,7 @@ class Experiment(Settings):
     needs: list[str] = Field(
         default_factory=list, description="configs whose runs this one uses; made first if missing"
     )
+    report: Report = Field(Report(), description="where the run is shown and pushed")
     internal_seeds: int = Field(
         1, ge=1, description="how many internal seeds, from internal_seed on: a distribution"
     )

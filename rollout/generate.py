@@ -39,10 +39,14 @@ UNITS = float(2**40)
 
 @dataclass(frozen=True)
 class Generated:
-    """Completions of N prompts; each ends in its EOS exactly if `terminated`."""
+    """Completions of N prompts; each ends in its EOS exactly if `terminated`.
+
+    `logprobs`, where the sampler gives them, are its own ln p(y|x) at temperature 1, unfiltered.
+    """
 
     completion_ids: list[list[np.ndarray]]  # N x n x int32 [1 .. max_new_tokens]
     terminated: np.ndarray  # bool [N, n]
+    logprobs: np.ndarray | None = None  # float32 [N, n], nats
 
 
 def generate(
@@ -84,13 +88,14 @@ def generate(
     eos = torch.as_tensor(np.atleast_1d(np.asarray(eos_ids, dtype=np.int64)), device=device)
     completions: list[list[np.ndarray]] = [[np.zeros(0, np.int32)] * n for _ in prompts]
     terminated = np.zeros((len(prompts), n), dtype=bool)
+    logprobs = np.zeros((len(prompts), n), dtype=np.float32) if sampling.logprobs else None
     with evaluating(model), torch.inference_mode():
         for rows, samples in _batches([len(prompt) for prompt in prompts], sampling):
             uniforms = np.empty((len(rows), len(samples), sampling.max_new_tokens))
             for place, row in enumerate(rows):
                 draws = streams.data(stream, round_index, keys[row])
                 uniforms[place] = draws.random((n, sampling.max_new_tokens))[samples]
-            tokens, ended = _decode(
+            tokens, ended, spoken = _decode(
                 model,
                 [prompts[row] for row in rows],
                 torch.as_tensor(uniforms.reshape(-1, sampling.max_new_tokens), device=device),
@@ -102,9 +107,11 @@ def generate(
             for (row, sample), drawn, last in zip(flat, ids, ended.tolist(), strict=True):
                 completions[row][sample] = drawn[: last + 1 if last >= 0 else None].copy()
                 terminated[row, sample] = last >= 0
+            if logprobs is not None:
+                logprobs[tuple(np.array(flat).T)] = spoken.float().cpu().numpy()
             if on_batch is not None:
                 on_batch(len(flat))
-    return Generated(completions, terminated)
+    return Generated(completions, terminated, logprobs)
 
 
 @contextmanager
@@ -220,8 +227,9 @@ def filtered(logits: Tensor, sampling: Sampling) -> Tensor:
 
 def _decode(
     model: nn.Module, prompts: list[Tensor], uniforms: Tensor, sampling: Sampling, eos: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Decode one batch: tokens [B, <= T] and the place of each row's EOS [B], -1 where none.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Decode one batch: tokens [B, <= T], the place of each row's EOS [B], -1 where none, and, if
+    `sampling.logprobs`, ln p of each row at temperature 1 [B], float64.
 
     `uniforms` [B, T] holds the samples of the first prompt, then those of the second, and so on.
     """
@@ -235,14 +243,18 @@ def _decode(
         cache.reorder_cache(repeat)
     tokens = torch.zeros((rows, steps), dtype=torch.long, device=device)
     ended = torch.full((rows,), -1, dtype=torch.long, device=device)
+    spoken = torch.zeros((rows,), dtype=torch.float64, device=device)
     batch = torch.arange(rows, device=device)  # rows still in the batch
     for step in range(steps):
         drawn = sample_tokens(logits, uniforms[batch, step], sampling)
         tokens[batch, step] = drawn
+        if sampling.logprobs:
+            own = logits.float().log_softmax(-1).gather(1, drawn[:, None])[:, 0]
+            spoken[batch] += torch.where(ended[batch] < 0, own.double(), 0.0)
         ended[batch] = torch.where((ended[batch] < 0) & torch.isin(drawn, eos), step, ended[batch])
         alive = (ended[batch] < 0).nonzero()[:, 0]
         if len(alive) == 0 or step == steps - 1:
-            return tokens[:, : step + 1], ended
+            return tokens[:, : step + 1], ended, spoken
         if len(alive) <= KEEP_WHILE_ALIVE * len(batch):
             batch, drawn = batch[alive], drawn[alive]
             mask, positions = mask[alive], positions[alive]

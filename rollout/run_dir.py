@@ -5,6 +5,7 @@ DIR/provenance.json   code revision, packages, machine               (launch wri
 DIR/metrics.jsonl     one JSON object a line, appended
 DIR/rounds/           experience (rollout.store)
 DIR/checkpoints/      weights, each folder whole or absent
+DIR/tensorboard/      and what other trackers write (rollout.trackers); nothing is read from them
 DIR/summary.json      the result; written last, so its presence means the run is complete
 """
 
@@ -15,12 +16,14 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rollout.files import atomic_directory, explain_full_disk, write_json, write_text
+from rollout.remote import redact
+from rollout.trackers import Report, Tracker, check_trackers, open_trackers
 
 
 class RunDir:
@@ -34,6 +37,10 @@ class RunDir:
         code_revision: revision of the code that runs.
         rank: this process among `world`; only rank 0 writes metrics, checkpoints and summary.
         world: number of processes.
+        report: where the run is shown beside ``metrics.jsonl``.
+        settings: the resolved config, for those places.
+        staged: end after one phase of the experiment; the next one is another process's.
+        handed_over: what the phase before handed over; None for the first of a command.
     """
 
     def __init__(
@@ -46,6 +53,10 @@ class RunDir:
         code_revision: str = "",
         rank: int = 0,
         world: int = 1,
+        report: Report | None = None,
+        settings: dict[str, Any] | None = None,
+        staged: bool = False,
+        handed_over: dict[str, Any] | None = None,
     ) -> None:
         self.path = Path(path)
         self.experiment = experiment
@@ -54,6 +65,9 @@ class RunDir:
         self.code_revision = code_revision
         self.rank = rank
         self.world = world
+        self.staged = staged
+        self.handed_over = handed_over
+        self.to_hand_over: dict[str, Any] = {}
         self.checkpoints = self.path / "checkpoints"
         self.rounds = self.path / "rounds"
         if self.is_main:
@@ -61,7 +75,10 @@ class RunDir:
         earlier = [record["seconds"] for record in self.metrics() if "seconds" in record]
         self._seconds_before = max(earlier, default=0.0)
         self._started = time.monotonic()
-        self._tensorboard: Any = None
+        self.report = report or Report()
+        self._settings = settings or {}
+        self._opened: list[Tracker] | None = None
+        check_trackers(self.report)
         self._last_line_is_whole = False
 
     @property
@@ -95,15 +112,27 @@ class RunDir:
                 file.write(json.dumps(record, allow_nan=False) + "\n")
         except OSError as error:
             raise explain_full_disk(error, self._metrics_file) from error
-        self._log_to_tensorboard(record)
+        kind, index = ("step", record["step"]) if "step" in record else ("round", record["round"])
+        numbers = {
+            name: value
+            for name, value in record.items()
+            if isinstance(value, int | float) and name not in ("step", "round", "seconds")
+        }
+        for tracker in self._trackers():
+            tracker.log(kind, index, numbers)
+
+    def log_table(
+        self, name: str, columns: Sequence[str], rows: Sequence[list[Any]], *, round: int
+    ) -> None:
+        """Show the first ``report.samples`` rows in every tracker."""
+        shown = [list(row) for row in rows[: self.report.samples]]
+        if self.is_main and shown:
+            for tracker in self._trackers():
+                tracker.table(name, round, columns, _without_nan(shown))
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of ``metrics.jsonl``; a last line torn by a kill is left out."""
-        if not self._metrics_file.exists():
-            return []
-        text = self._metrics_file.read_text(encoding="utf-8")
-        whole = text[: text.rfind("\n") + 1]
-        return [json.loads(line) for line in whole.splitlines()]
+        return metrics_of(self.path)
 
     def cut_metrics(self, keep: Callable[[dict[str, Any]], bool]) -> None:
         """Drop what lies past the checkpoint that the run resumes from."""
@@ -111,18 +140,11 @@ class RunDir:
             kept = [json.dumps(record) + "\n" for record in self.metrics() if keep(record)]
             write_text(self._metrics_file, "".join(kept))
 
-    def _log_to_tensorboard(self, record: dict[str, Any]) -> None:
-        if self._tensorboard is False:
-            return
-        if self._tensorboard is None:
-            self._tensorboard = _tensorboard_writer(self.path / "tensorboard")
-            if self._tensorboard is False:
-                return
-        kind, step = ("step", record["step"]) if "step" in record else ("round", record["round"])
-        for name, value in record.items():
-            if isinstance(value, int | float) and name not in ("step", "round", "seconds"):
-                self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
-        self._tensorboard.flush()
+    def _trackers(self) -> list[Tracker]:
+        if self._opened is None:  # the first number opens them: a refused run leaves nothing
+            name = "-".join(self.path.resolve().parts[-2:]).strip("/-")
+            self._opened = open_trackers(self.report, self.path, name, self._settings)
+        return self._opened
 
     # -- checkpoints and result ------------------------------------------------------------
 
@@ -144,15 +166,24 @@ class RunDir:
                 "seconds": round(self.seconds, 3),
             }
             write_json(self.path / "summary.json", _without_nan({**head, **summary}))
-        if self._tensorboard:
-            self._tensorboard.close()
+        self.close()
+
+    def close(self) -> None:
+        """Let go of open files; the run may be unfinished."""
+        for tracker in self._opened or []:
+            tracker.close()
+        self._opened = None
+
+    def hand_over(self, **values: Any) -> None:
+        """Tell the next phase of a staged run; lost, like all that is timed, if it is killed."""
+        self.to_hand_over |= values
 
     # -- for humans, on standard error -------------------------------------------------------
 
     def say(self, text: str) -> None:
         """One line for a human."""
         if self.is_main:
-            print(text, file=sys.stderr, flush=True)
+            print(redact(text), file=sys.stderr, flush=True)
 
     @contextmanager
     def progress(self, description: str, total: int, unit: str = "it") -> Iterator[Progress]:
@@ -225,15 +256,14 @@ class _Bar(Progress):
         self._bar.update(self._task, advance=n, rate=f"{rate:.3g} {self.unit}/s")
 
 
-def _tensorboard_writer(folder: Path) -> Any:
-    """A TensorBoard writer, or False where TensorBoard is not installed."""
-    import importlib.util
-
-    if importlib.util.find_spec("tensorboard") is None:
-        return False
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder))
+def metrics_of(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of ``metrics.jsonl`` of the run in `path`."""
+    file = path / "metrics.jsonl"
+    if not file.exists():
+        return []
+    text = file.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 def _without_nan(value: Any) -> Any:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Settings(BaseModel):
@@ -16,6 +16,44 @@ class Settings(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True
     )
+
+
+class VLLM(Settings):
+    """A vLLM server, or vLLM inside the training process (rollout/vllm.py)."""
+
+    mode: Literal["server", "colocate"] = Field(
+        "server", description="server: over HTTP; colocate: in the training process, on its GPU"
+    )
+    url: str = Field(
+        "http://127.0.0.1:8000", pattern="^https?://[^@]+$", description="where the server listens"
+    )
+    weight_sync: Literal["nccl", "folder"] = Field(
+        "nccl",
+        description="how a round's weights reach the server: NCCL broadcast (TRL's client; needs "
+        "vllm and CUDA on this side), or a folder that both sides can read",
+    )
+    sync_folder: str | None = Field(
+        None, description="that folder, on a file system shared with the server"
+    )
+    group_port: int = Field(51216, ge=1, le=65535, description="port of the NCCL group")
+    token_variable: str | None = Field(
+        None, description="environment variable that holds the server's API key"
+    )
+    timeout: float = Field(600.0, gt=0, description="seconds that one request may take")
+    wait: float = Field(120.0, ge=0, description="seconds to wait for the server to come up")
+    retries: int = Field(5, ge=0, description="further attempts after a failed request")
+    gpu_memory_utilization: float = Field(
+        0.3, gt=0, lt=1, description="share of the GPU's memory that vLLM takes (colocate)"
+    )
+
+    @model_validator(mode="after")
+    def _folder_is_named(self) -> VLLM:
+        if self.mode == "server" and self.weight_sync == "folder" and self.sync_folder is None:
+            raise ValueError(
+                "weight_sync='folder' needs sync_folder: a folder that this process writes and the "
+                "server reads"
+            )
+        return self
 
 
 class Sampling(Settings):
@@ -31,6 +69,25 @@ class Sampling(Settings):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="precision of the sampling copy of the model; auto keeps the model's"
     )
+    backend: Literal["transformers", "vllm"] = Field(
+        "transformers", description="our own decode loop, or vLLM (settings in `vllm`)"
+    )
+    vllm: VLLM | None = Field(None, description="where vLLM is, for backend 'vllm'")
+    logprobs: bool = Field(
+        False,
+        description="store the sampler's own log-probabilities too, to measure its gap to the "
+        "trainer's; never trained on; vLLM always gives them",
+    )
+
+    @model_validator(mode="after")
+    def _vllm_has_its_settings(self) -> Sampling:
+        if (self.backend == "vllm") != (self.vllm is not None):
+            raise ValueError(
+                f"backend={self.backend!r} with vllm "
+                f"{'set' if self.vllm is not None else 'not set'}; "
+                "give `vllm: {url: ...}` exactly when backend is 'vllm'"
+            )
+        return self
 
 
 class EnvironmentSettings(Settings):

@@ -24,6 +24,9 @@ class Completions:
     `policy_logprobs` are under pi_k, the policy that drew the samples; `reference_logprobs` under
     pi_0; both from the forward pass that training uses, not from the sampler. `label_uniform` is
     the draw that decides a sampled preference label, so that a replay draws the same labels.
+    `sampler_logprobs`, where there are any, are the sampler's own ln pi_k at temperature 1: kept to
+    measure how far it is from the trainer, NaN for completions that were not sampled, and never
+    trained on.
     """
 
     prompt_index: np.ndarray  # int64 [N], position in the prompt data set
@@ -34,6 +37,7 @@ class Completions:
     policy_logprobs: np.ndarray  # float32 [N, n], nats
     reference_logprobs: np.ndarray  # float32 [N, n], nats
     label_uniform: np.ndarray  # float64 [N], in [0, 1)
+    sampler_logprobs: np.ndarray | None = None  # float32 [N, n], nats
 
     def __post_init__(self) -> None:
         """Check every column; the first wrong one raises a ValueError."""
@@ -55,6 +59,8 @@ class Completions:
             _check_finite(name, getattr(self, name), "prompt", "sample", rows=self.prompt_index)
         _check_array("label_uniform", self.label_uniform, np.float64, (count,))
         _check_uniform("label_uniform", self.label_uniform)
+        if self.sampler_logprobs is not None:
+            _check_array("sampler_logprobs", self.sampler_logprobs, np.float32, shape)
 
     def __len__(self) -> int:
         """Return N, the number of prompts."""
@@ -268,22 +274,24 @@ def _check_uniform(name: str, array: np.ndarray) -> None:
 
 def _take(batch, rows):
     rows = np.asarray(rows, dtype=np.int64)
-    return type(batch)(
-        **{
-            field.name: column[rows]
-            if isinstance(column := getattr(batch, field.name), np.ndarray)
-            else [column[row] for row in rows]
-            for field in fields(batch)
-        }
-    )
+    taken: dict[str, Any] = {}
+    for field in fields(batch):
+        column = getattr(batch, field.name)
+        if isinstance(column, np.ndarray):
+            taken[field.name] = column[rows]
+        else:
+            taken[field.name] = None if column is None else [column[row] for row in rows]
+    return type(batch)(**taken)
 
 
 def _concatenate(cls, parts):
     assert parts, "nothing to concatenate"
-    joined = {}
+    joined: dict[str, Any] = {}
     for field in fields(cls):
         columns = [getattr(part, field.name) for part in parts]
-        if isinstance(columns[0], np.ndarray):
+        if any(column is None for column in columns):  # an optional one, not known for all
+            joined[field.name] = None
+        elif isinstance(columns[0], np.ndarray):
             joined[field.name] = np.concatenate(columns)
         else:
             joined[field.name] = [item for column in columns for item in column]
@@ -313,6 +321,8 @@ def _table(columns: dict[str, np.ndarray | pa.Array]) -> pa.Table:
     """Arrays of more than one dimension become nested lists of fixed size."""
     arrays = {}
     for name, column in columns.items():
+        if column is None:  # an optional one that nobody measured
+            continue
         if isinstance(column, np.ndarray):
             array = pa.array(np.ascontiguousarray(column).reshape(-1))
             for size in column.shape[:0:-1]:
@@ -324,7 +334,8 @@ def _table(columns: dict[str, np.ndarray | pa.Array]) -> pa.Table:
 
 def _columns(cls, table: pa.Table) -> dict[str, Any]:
     """Inverse of `_table` for the columns that are arrays."""
-    names = [field.name for field in fields(cls)]
+    optional = {field.name for field in fields(cls) if field.default is None}
+    names = [f.name for f in fields(cls) if f.name not in optional - set(table.column_names)]
     if table.column_names != names:
         raise ValueError(
             f"{cls.__name__}: columns are {table.column_names}, must be {names}; the table is of "

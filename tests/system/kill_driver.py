@@ -96,16 +96,22 @@ WRITES = {
 
 
 class Events:
-    """Counts calls of the wrapped functions, and kills the process at one of them."""
+    """Counts calls of the wrapped functions, and signals the process at one of them."""
 
-    def __init__(self, out: Path, kill: str | None) -> None:
-        self.out, self.kill = str(out), kill
+    def __init__(self, out: Path, kill: str | None, number: int) -> None:
+        self.out, self.kill, self.number = str(out), kill, number
         self.counts: Counter[str] = Counter()
         self.seen: list[str] = []
 
     def at(self, event: str) -> bool:
         self.seen.append(event)
         return event == self.kill
+
+    def signal(self) -> None:
+        """Send the signal, and after SIGKILL do nothing more."""
+        os.kill(os.getpid(), self.number)
+        if self.number == signal.SIGKILL:
+            time.sleep(60)
 
     def wrap(self, target: str, path: int | None = None) -> None:
         """Replace `module:function` or `module:Class.method`; only calls on files under `out`."""
@@ -125,21 +131,16 @@ class Events:
             self.counts[dotted] += 1
             event = f"{dotted}#{self.counts[dotted]}"
             if self.at(f"{event}:before"):
-                die()
+                self.signal()
             if dotted in HALVES and self.at(f"{event}:half"):
                 HALVES[dotted](original, place, args, kwargs)
-                die()
+                self.signal()
             result = original(*args, **kwargs)
             if self.at(f"{event}:after"):
-                die()
+                self.signal()
             return result
 
         setattr(owner, name, wrapped)
-
-
-def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(60)
 
 
 def _half_file(original: Callable, place: str, args: tuple, kwargs: dict) -> None:
@@ -176,6 +177,9 @@ HALVES = {
 def serve() -> None:
     """Answer requests, one JSON line each on standard input; a child for each."""
     sys.path.insert(0, str(ROOT))
+    # Libraries that greet on standard output must not garble the answers.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     for name in ("alignment.on_policy", "launch.run", "datasets", "tensorboard", "transformers"):
         importlib.import_module(name)
     for line in sys.stdin:
@@ -183,7 +187,7 @@ def serve() -> None:
         if "preload" in request:
             _preload(request.pop("preload"))
         answer = {} if not request else _fork(request)
-        print(json.dumps(answer), flush=True)
+        print(json.dumps(answer), file=answers, flush=True)
 
 
 def _preload(modules: list[str]) -> None:
@@ -223,9 +227,13 @@ def _fork(request: dict[str, Any]) -> dict[str, Any]:
         children.remove(child)
         if ended and not status:
             status = os.waitstatus_to_exitcode(ended)
-            for other in children:
-                os.kill(other, signal.SIGKILL)
+            if request["signal"] == signal.SIGKILL:
+                for other in children:
+                    os.kill(other, signal.SIGKILL)
     return {"status": status}
+
+
+NEXT_PHASE = 77  # exit status of a child that ended a phase of a staged run
 
 
 def _child(request: dict[str, Any], rank: int, port: int) -> None:
@@ -233,21 +241,32 @@ def _child(request: dict[str, Any], rank: int, port: int) -> None:
     from launch.run import execute
 
     out, report = Path(request["out"]), Path(request["report"])
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     if request["world"] > 1:
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": request["world"]}
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
-        os.environ.update({name: str(value) for name, value in {**place, **meeting}.items()})
+        os.environ.update({name: str(value) for name, value in place.items()})
+        os.environ.update({**meeting, "ACCELERATE_USE_CPU": "true"})
+    elif request["shim"]:  # one process that is launched as one of several would be
+        os.environ.update({**meeting, "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"})
+    os.environ.update(request["environment"])
+    if request["shim"]:
+        importlib.import_module("tests.system.sharding_on_cpu").patch()
     with open(report.with_suffix(f".{rank}.log"), "w") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
-    events = Events(out, request["kill"] if rank == request["world"] - 1 else None)
+    kill = request["kill"] if rank == request["world"] - 1 else None
+    events = Events(out, kill, request["signal"])
     for target in CALLS:
         events.wrap(target)
     for target, path in WRITES.items():
         events.wrap(target, path)
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     resource.setrlimit(resource.RLIMIT_FSIZE, (request["largest_file"] or hard, hard))
-    status = exit_status(lambda: execute(request["config"], out=out))
+    staged, ended = request["staged"], []
+    status = exit_status(lambda: execute(request["config"], (), out, False, staged, ended.append))
+    if ended:
+        status = NEXT_PHASE
+        report.with_suffix(".phase").write_text(json.dumps(ended[0]))
     resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     told = json.dumps({"events": events.seen, "modules": list(sys.modules)})
     report.with_suffix(f".{rank}.json").write_text(told)
@@ -306,17 +325,25 @@ class Driver:
         delay: float | None = None,
         world: int = 1,
         largest_file: int | None = None,
+        staged: bool = False,
+        environment: dict[str, str] | None = None,
+        shim: bool = False,
+        number: int = signal.SIGKILL,
     ) -> Result:
         """Run `config` in `out`, or continue it.
 
         It is killed at event `kill` (of the last process, if there are several) or after `delay`
-        seconds. Writing beyond `largest_file` bytes fails, as on a full disk.
+        seconds. Writing beyond `largest_file` bytes fails, as on a full disk. When `staged`, it
+        ends with `NEXT_PHASE` after a phase. `shim` lets it shard parameters on CPU. Another
+        signal than SIGKILL, `number`, may be survived.
         """
         report = self.folder / "report"
         for old in self.folder.glob("report.*"):
             old.unlink()
         request = {"config": str(config), "out": str(out), "report": str(report)}
         how = {"kill": kill, "delay": delay, "world": world, "largest_file": largest_file}
+        how |= {"staged": staged, "environment": environment or {}, "shim": shim}
+        how["signal"] = int(number)
         answer = self._ask({**request, **how})
         said = "".join(log.read_text() for log in sorted(self.folder.glob("report.*.log")))
         told = [json.loads(file.read_text()) for file in sorted(self.folder.glob("report.*.json"))]
@@ -409,6 +436,7 @@ def kill_and_continue(
     reference: Path,
     kills: Sequence[str | float],
     world: int = 1,
+    **how: Any,
 ) -> list[str]:
     """Kill a run at each of `kills` (an event, or seconds) in turn, then let it end.
 
@@ -419,9 +447,9 @@ def kill_and_continue(
     done: dict[str, tuple[int, int]] = {}
     for kill in kills:
         if isinstance(kill, str):
-            result = driver.run(config, out, kill=kill, world=world)
+            result = driver.run(config, out, kill=kill, world=world, **how)
         else:
-            result = driver.run(config, out, delay=kill, world=world)
+            result = driver.run(config, out, delay=kill, world=world, **how)
         if result.status not in (KILLED, 0) or (isinstance(kill, str) and result.status == 0):
             return [f"not killed but ended with {result.status}: {result.said[-2000:]}"]
         now = finished_work(out)
@@ -429,7 +457,7 @@ def kill_and_continue(
         if problems:
             return problems
         done = now
-    result = driver.run(config, out, world=world)
+    result = driver.run(config, out, world=world, **how)
     if result.status != 0:
         return [f"does not continue, status {result.status}: {result.said[-2000:]}"]
     now = finished_work(out)

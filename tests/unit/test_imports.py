@@ -21,9 +21,15 @@ LIGHT = [
     "launch.cli",
     "launch.config",
     "launch.run",
+    "launch.suite",
+    "launch.hub",
+    "launch.publisher",
     "alignment.config",
+    "alignment.evaluation_config",
     "rollout.settings",
     "rollout.run_dir",
+    "rollout.trackers",
+    "rollout.remote",
     "rollout.files",
     "rollout.randomness",
     "rollout.store",
@@ -40,6 +46,12 @@ HEAVY = [
     "trl",
     "sklearn",
     "matplotlib",
+    "tensorboard",
+    "wandb",
+    "trackio",
+    "openai",
+    "lm_eval",
+    "huggingface_hub",
 ]
 
 

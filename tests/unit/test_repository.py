@@ -108,7 +108,8 @@ def test_a_wheel_carries_code_configs_and_launcher_files(tmp_path):
         assert file.relative_to(ROOT).as_posix() in files
     for file in (ROOT / "configs").rglob("*.yaml"):
         assert "launch/" + file.relative_to(ROOT).as_posix() in files
-    assert "launch/accelerate/cpu.yaml" in files
+    for file in (*(ROOT / "launch/accelerate").iterdir(), *(ROOT / "launch/slurm").iterdir()):
+        assert file.relative_to(ROOT).as_posix() in files
     assert not [name for name in files if name.startswith(("tests/", "benchmarks/", "configs/"))]
 
 

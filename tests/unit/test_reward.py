@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from alignment import models, on_policy
 from alignment.config import FromScratch, OnPolicy, Reward
-from alignment.reward import RewardModel
+from alignment.reward import Rewards
 from rollout.run_dir import RunDir
 from rollout.store import RoundStore
 
@@ -25,7 +25,9 @@ def lab(request):
 def open_reward(lab, folder=None, tokenizer=None, **settings):
     policy_tokenizer = tokenizer or models.load_tokenizer(str(lab.policy))
     config = Reward(model=str(folder or lab.reward), **settings)
-    return RewardModel(config, policy_tokenizer, "eager", CPU)
+    [(weight, model)] = Rewards(config, policy_tokenizer, "eager", CPU).terms
+    assert weight == 1
+    return model
 
 
 def some_ids(seed=0):
@@ -80,8 +82,11 @@ def test_missing_eos_penalty(lab):
     prompts, completions = some_ids()
     terminated = np.array([True, False, False, True, False])
     plain = open_reward(lab).score(prompts, completions, terminated, [None] * 5)
-    reward = open_reward(lab, missing_eos_penalty=2.5)
-    penalized = reward.score(prompts, completions, terminated, [None] * 5)
+    config = Reward(model=str(lab.reward), missing_eos_penalty=2.5)
+    policy_tokenizer = models.load_tokenizer(str(lab.policy))
+    penalized = Rewards(config, policy_tokenizer, "eager", CPU).score(
+        prompts, completions, terminated, [None] * 5
+    )
     np.testing.assert_allclose(plain - penalized, [0, 2.5, 2.5, 0, 2.5], atol=1e-5)
 
 
@@ -135,7 +140,7 @@ def test_a_conversation_goes_through_the_reward_models_template_once(neox_lab, t
     reward = open_reward(neox_lab, tmp_path)
     # The policy's own rendering of the prompt must not reach the reward model.
     prompt = np.array(ours("<<USER>> get<<BOT>>")["input_ids"], dtype=np.int32)
-    answer = np.array(ours("the name")["input_ids"], dtype=np.int32)
+    answer = np.array([*ours("the name")["input_ids"], ours.eos_token_id], dtype=np.int32)
     conversation = [{"role": "user", "content": "get"}]
     [score] = reward.score([prompt], [answer], [True], [conversation])
     ids = theirs("[user]get[assistant]the name<eos>")["input_ids"]

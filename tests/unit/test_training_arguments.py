@@ -28,9 +28,9 @@ def refused(**arguments):
     [
         {},
         {"learning_rate": 2e-4, "warmup_steps": 0.1, "lr_scheduler_type": "cosine"},
-        {"learning_rate": 1, "optim": "adamw_torch", "bf16": True, "fsdp": "full_shard"},
-        {"fsdp_config": {"version": 2}, "save_strategy": "no", "report_to": ["wandb", "trackio"]},
-        {"deepspeed": "config.json", "max_grad_norm": 1.0, "run_name": None},
+        {"learning_rate": 1, "optim": "adamw_torch", "bf16": True, "tf32": False},
+        {"lr_scheduler_kwargs": {"power": 2}, "save_strategy": "no", "optim_args": None},
+        {"ddp_timeout": 60, "max_grad_norm": 1.0, "run_name": None},
     ],
 )
 def test_what_the_class_knows_passes_unchanged(arguments):
@@ -63,7 +63,7 @@ def test_what_follows_from_the_rest_cannot_be_set(key):
         ("bf16", 1),
         ("bf16", "yes"),
         ("optim", 3),
-        ("report_to", 5),
+        ("optim_args", 5),
     ],
 )
 def test_values_of_another_type(key, value):
