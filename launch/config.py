@@ -202,6 +202,7 @@ def shipped() -> dict[str, Path]:
     return {
         file.relative_to(folder).with_suffix("").as_posix(): file
         for file in sorted(folder.rglob("*.yaml"))
+        if file.relative_to(folder).parts[0] != "tables"  # those are not configs of one run
     }
 
 

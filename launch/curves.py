@@ -33,6 +33,17 @@ def rounds_so_far(run: Path) -> dict[int, dict[str, Any]]:
     return {record["round"]: record for record in records if "reward_mean" in record}
 
 
+def last_record(run: Path) -> dict[str, Any]:
+    """The last whole line of a run's metrics; empty if there is none."""
+    file = run / "metrics.jsonl"
+    if not file.is_file():
+        return {}
+    with open(file, "rb") as stream:
+        stream.seek(max(0, file.stat().st_size - 65536))
+        lines = stream.read().split(b"\n")[:-1]
+    return json.loads(lines[-1]) if lines and lines[-1].startswith(b"{") else {}
+
+
 def mean_and_half_width(values: Sequence[float]) -> tuple[float, float]:
     """Mean and half-width of its 95% interval by Student's t; NaN for a single value."""
     mean = float(np.mean(values))
