@@ -23,8 +23,9 @@ from launch.config import ConfigError, ExperimentSettings, find, load
 from launch.parallel import Job, run_side_by_side
 from launch.provenance import cores
 from launch.run import default_out
-from rl.agreement import most_common_share, pairwise_identity, student, wilson
+from rl.agreement import most_common_share, pairwise_identity
 from rollout.files import write_json
+from rollout.intervals import student, wilson
 
 # Where each experiment's summary says how good the result is.
 RETURNS = {

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from rl.rounding import agreement_bound, agreement_probability
-
-NORMAL_975 = 1.959963984540054
 
 
 def identities(results: np.ndarray) -> np.ndarray:
@@ -41,36 +37,6 @@ def pairwise_identity(labels: Sequence[object] | np.ndarray) -> float:
     if total < 2:
         raise ValueError(f"{total} run: agreement is between two or more")
     return float((counts * (counts - 1)).sum() / (total * (total - 1)))
-
-
-def wilson(share: float, trials: int) -> tuple[float, float]:
-    """95% interval of a binomial share (Wilson): inside [0, 1], of some width also at 0 and 1."""
-    z = NORMAL_975
-    centre = share + z * z / (2 * trials)
-    half = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    scale = 1 + z * z / trials
-    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
-
-
-def student(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
-    """Mean, and half-width of its 95% interval (Student's t); NaN for a single value."""
-    from scipy import stats
-
-    values = np.asarray(values, dtype=np.float64)
-    if len(values) < 2:
-        return float(values.mean()), math.nan
-    error = float(values.std(ddof=1)) / math.sqrt(len(values))
-    return float(values.mean()), float(stats.t.ppf(0.975, len(values) - 1)) * error
-
-
-def weights_sha256(arrays: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 over each array's name, dtype, shape and bytes, in order of name."""
-    digest = hashlib.sha256()
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
 
 
 class Trace:

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from rl import cells
-from rl.agreement import identities, most_common_share, pairwise_identity, student
+from rl.agreement import identities, most_common_share, pairwise_identity
 from rl.config import FQI, FQIMethod
 from rl.fqi import Encoded, Fourier, fit, mean_returns
-from rollout import cartpole
+from rollout import cartpole, cells
+from rollout.intervals import student
 from rollout.offline import load_transitions
 from rollout.randomness import Streams
 from rollout.run_dir import RunDir

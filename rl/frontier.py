@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from rl import cells, linear_mdp
-from rl.agreement import identities, pairwise_identity, student
+from rl import linear_mdp
+from rl.agreement import identities, pairwise_identity
 from rl.config import LSVI, LSVIUCB, MDP
 from rl.linear_mdp import LinearMDP
 from rl.lsvi import CoreSet, Learned, core_set, lsvi, lsvi_ucb
@@ -23,6 +23,8 @@ from rl.regression import (
     samples_theorem_4_1,
     samples_theorem_4_2,
 )
+from rollout import cells
+from rollout.intervals import student
 from rollout.randomness import Streams
 from rollout.run_dir import RunDir
 

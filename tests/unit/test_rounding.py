@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rl.agreement import Trace, identities, most_common_share, pairwise_identity, wilson
+from rl.agreement import Trace, identities, most_common_share, pairwise_identity
 from rl.rounding import (
     agreement_bound,
     agreement_probability,
@@ -11,6 +11,7 @@ from rl.rounding import (
     hypergrid_rounding,
     round_to_grid,
 )
+from rollout.intervals import wilson
 
 LOW, HIGH = -2.0, 3.0
 

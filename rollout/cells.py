@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from rl.agreement import weights_sha256
 from rollout.run_dir import RunDir
 
 Arrays = dict[str, np.ndarray]
@@ -48,6 +48,16 @@ def seal(run_dir: RunDir, names: Sequence[str], results: Sequence[Mapping[str, n
     with run_dir.checkpoint("final") as folder:
         np.savez(folder / "weights.npz", **weights)
     return weights_sha256(weights)
+
+
+def weights_sha256(arrays: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 over each array's name, dtype, shape and bytes, in order of name."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def _load(path: Path) -> Arrays:
