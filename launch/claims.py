@@ -18,8 +18,8 @@ import math
 from dataclasses import dataclass
 
 from launch.evidence import Evidence, Number
-from launch.intervals import student
 from launch.tables import Claim, Side
+from rollout.intervals import student
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Verdict:
     statistic: str
 
 
-def test_claims(evidence: Evidence) -> list[Verdict]:
+def verdicts(evidence: Evidence) -> list[Verdict]:
     """Every claim of the table."""
     return [_verdict(claim, evidence) for claim in evidence.table.claims]
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from rollout.intervals import student
+
 METRICS = {
     "reward_mean": "reward",
     "win_rate_vs_initial": "win rate",
@@ -44,17 +46,6 @@ def last_record(run: Path) -> dict[str, Any]:
     return json.loads(lines[-1]) if lines and lines[-1].startswith(b"{") else {}
 
 
-def mean_and_half_width(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half-width of its 95% interval by Student's t; NaN for a single value."""
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return mean, math.nan
-    from scipy import stats
-
-    error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return mean, float(stats.t.ppf(0.975, len(values) - 1)) * error
-
-
 def paired_difference(
     curves: Curves, better: str, worse: str, metric: str, round: int
 ) -> tuple[float, float, int]:
@@ -65,7 +56,7 @@ def paired_difference(
     ]
     if not differences:
         return math.nan, math.nan, 0
-    return *mean_and_half_width(differences), len(differences)
+    return *student(differences), len(differences)
 
 
 def rows(curves: Curves) -> list[list[str]]:
@@ -129,5 +120,5 @@ def draw(curves: Curves, path: Path, caption: str) -> None:
 
 
 def _cell(values: Sequence[float]) -> str:
-    mean, half = mean_and_half_width(values)
+    mean, half = student(values)
     return f"{mean:.3f}" if math.isnan(half) else f"{mean:.3f} ± {half:.3f}"

@@ -12,10 +12,10 @@ import numpy as np
 
 from launch.config import ConfigError, config_sha256, load
 from launch.integrity import problems, read_summary
-from launch.intervals import bootstrap, interquartile_mean
 from launch.sweep import directory_of, seeds_of
 from launch.tables import Budget, Column, Row, Table
 from launch.values import PathError, interval_at, number_at
+from rollout.intervals import bootstrap, interquartile_mean, wilson
 
 
 @dataclass(frozen=True)
@@ -116,17 +116,15 @@ def _source(config: str, overrides: list[str], seed: int, evidence: Evidence) ->
 
 
 def _number(line: Row, column: Column, sources: list[Source], evidence: Evidence) -> Number:
-    path = f"{line.cell}.{column.path}" if line.cell else column.path
-    by_seed, interval = {}, (math.nan, math.nan)
+    by_seed: dict[int, float] = {}
+    own = (math.nan, math.nan)
     for source in sources:
-        if source.state != "finished":
+        contents = _contents(evidence, source, column.file)
+        if contents is None:
             continue
-        summary = evidence.summaries[source.directory]
         try:
-            by_seed[source.seed] = number_at(summary, path)
-            if column.interval is not None:
-                where = f"{line.cell}.{column.interval}" if line.cell else column.interval
-                interval = interval_at(summary, where, by_seed[source.seed])
+            by_seed[source.seed] = number_at(contents, _under(line, column.path))
+            own = _own_interval(contents, line, column, by_seed[source.seed])
         except PathError as error:
             raise ConfigError(
                 f"row '{line.name}', column '{column.label}', {source.directory}: {error}"
@@ -134,15 +132,36 @@ def _number(line: Row, column: Column, sources: list[Source], evidence: Evidence
     values = list(by_seed.values())
     if not values:
         return Number({}, math.nan, math.nan, math.nan)
-    if column.aggregate == "iqm":
-        value, (low, high) = interquartile_mean(np.array(values)), bootstrap(
-            [values], interquartile_mean
-        )
-    else:
-        value, (low, high) = float(np.mean(values)), bootstrap([values])
-    if column.interval is not None and len(values) == 1:
-        low, high = interval
-    return Number(by_seed, value, low, high)
+    statistic = interquartile_mean if column.aggregate == "iqm" else np.mean
+    low, high = own if len(values) == 1 else bootstrap([values], statistic)
+    return Number(by_seed, float(statistic(np.array(values))), low, high)
+
+
+def _under(line: Row, path: str) -> str:
+    return f"{line.cell}.{path}" if line.cell else path
+
+
+def _own_interval(
+    contents: dict[str, Any], line: Row, column: Column, value: float
+) -> tuple[float, float]:
+    """The interval that a single run brings along; NaN if it brings none."""
+    if column.exact:
+        return value, value
+    if column.trials is not None:
+        return wilson(value, round(number_at(contents, _under(line, column.trials))))
+    if column.interval is not None:
+        return interval_at(contents, _under(line, column.interval), value)
+    return math.nan, math.nan
+
+
+def _contents(evidence: Evidence, source: Source, file: str) -> dict[str, Any] | None:
+    """A JSON file of a finished run; None where an evaluation was not made."""
+    if source.state != "finished":
+        return None
+    if file == "summary.json":
+        return evidence.summaries[source.directory]
+    path = source.directory / file
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def entries_of(evidence: Evidence, row: str, key: str) -> list[list[dict[str, Any]]]:

@@ -24,7 +24,7 @@ from launch.config import ConfigError, find, load
 from launch.parallel import Job, run_side_by_side
 from launch.provenance import cores
 from launch.run import default_out, state_of
-from launch.tables import Budget, Run, Table
+from launch.tables import Budget, Run, Table, budget_of, load_table, shipped_tables
 
 RETRIES = 1  # a run that failed for a passing reason continues; one that fails twice is reported
 
@@ -82,6 +82,23 @@ def plan(table: Table, budget: Budget) -> Plan:
         for seed in seeds_of(run, budget):
             _add(made, run, seed, first)
     return made
+
+
+def plan_of(table: str, budget: str) -> Plan:
+    """The plan of one table, or of `all` shipped tables that have the budget.
+
+    Raises:
+        ConfigError: an unknown table or budget.
+    """
+    if table == "all":
+        made = Plan()
+        for name in shipped_tables():
+            _, loaded = load_table(name)
+            if budget in loaded.budgets:
+                made.merge(plan(loaded, budget_of(name, loaded, budget)))
+        return made
+    name, loaded = load_table(table)
+    return plan(loaded, budget_of(name, loaded, budget))
 
 
 def _add(made: Plan, run: Run, seed: int, after: tuple[Path, ...]) -> Path:

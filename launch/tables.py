@@ -93,10 +93,23 @@ class Column(Settings):
         description="where the run itself gives the 95% interval ([low, high], or a half-width); "
         "else it is over seeds",
     )
+    trials: str | None = Field(
+        None, description="where the number of trials of a share is: Wilson's 95% interval"
+    )
+    exact: bool = Field(False, description="computed, not sampled: an interval of no width")
+    file: str = Field(
+        "summary.json", description="JSON file in the run's directory; e.g. an evaluation's"
+    )
     digits: int = Field(3, ge=0, le=8, description="after the point")
     aggregate: Literal["mean", "iqm"] = Field(
         "mean", description="over seeds: mean, or interquartile mean"
     )
+
+    @model_validator(mode="after")
+    def _one_interval(self) -> Column:
+        if (self.interval is not None) + (self.trials is not None) + self.exact > 1:
+            raise ValueError("give at most one of interval, trials and exact")
+        return self
 
 
 class Side(Settings):
@@ -121,9 +134,13 @@ class Claim(Settings):
     text: str = Field(description="the sentence")
     source: str = Field("", description="where the paper says it")
     left: Side
-    relation: Literal[">", "<", "within"] = Field(description="left > right; or |difference| < margin")
+    relation: Literal[">", "<", "within"] = Field(
+        description="left > right; or |difference| < margin"
+    )
     right: Side
-    margin: float = Field(0.0, ge=0, description="for > and <: the difference that counts; for within")
+    margin: float = Field(
+        0.0, ge=0, description="for > and <: the difference that counts; for within"
+    )
 
     @model_validator(mode="after")
     def _margin(self) -> Claim:
@@ -214,7 +231,7 @@ def _claim_problems(table: Table) -> list[str]:
 def _path_problems(table: Table) -> list[str]:
     paths = [line.cell for line in table.lines() if line.cell]
     for column in table.columns.values():
-        paths += [column.path, *([column.interval] if column.interval else [])]
+        paths += [path for path in (column.path, column.interval, column.trials) if path]
     problems = []
     for path in dict.fromkeys(paths):
         try:

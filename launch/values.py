@@ -88,7 +88,9 @@ def _chosen(entries: Any, choice: str, path: str) -> Any:
         if not -len(entries) <= place < len(entries):
             raise PathError(f"path '{path}': [{choice}], but there are {len(entries)} entries")
         return entries[place]
-    wanted = dict(_condition(part, path) for part in choice.split(","))
+    # A comma parts conditions only before the next `key=`: values such as "REBEL, pi_0" have some.
+    parts = re.split(r",(?=[^,=]+=)", choice)
+    wanted = dict(_condition(part, path) for part in parts)
     found = [
         entry
         for entry in entries
