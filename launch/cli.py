@@ -297,6 +297,33 @@ def table_command(
     _finish(work)
 
 
+@app.command("report")
+def report_command(
+    directories: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="Runs, or folders of runs.")
+    ],
+    out: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
+    table: Annotated[
+        list[str] | None, typer.Option(help="A table to show first; may be given again.")
+    ] = None,
+    budget: BudgetOption = "laptop",
+) -> None:
+    """Write one self-contained HTML page: results, curves, completions, films, provenance."""
+
+    def work() -> None:
+        from launch import report
+        from launch.table import make, markdown
+
+        shown = []
+        for name in table or []:
+            _, evidence = make(name, budget)
+            shown.append((evidence.table.title, markdown(evidence)))
+        report.report(directories, out, shown)
+        sys.stderr.write(f"{out}\n")
+
+    _finish(work)
+
+
 @app.command("replicate")
 def replicate_command(
     config: Annotated[
