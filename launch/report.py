@@ -151,11 +151,13 @@ def _samples(path: Path) -> list[dict[str, Any]]:
 def _pictures(path: Path) -> list[dict[str, str]]:
     """Figures and films that the run left, as data URLs."""
     return [
-        {
-            "name": file.relative_to(path).as_posix(),
-            "url": f"data:{MIME[file.suffix]};base64,{base64.b64encode(file.read_bytes()).decode()}",
-        }
+        {"name": file.relative_to(path).as_posix(), "url": _data_url(file)}
         for file in sorted(path.rglob("*"))
         if file.suffix in MIME and file.stat().st_size <= PICTURE_BYTES
         if not (file.suffix == ".png" and file.with_suffix(".svg").is_file())
     ]
+
+
+def _data_url(file: Path) -> str:
+    encoded = base64.b64encode(file.read_bytes()).decode()
+    return f"data:{MIME[file.suffix]};base64,{encoded}"

@@ -249,5 +249,6 @@ def latex(evidence: Evidence) -> str:
 def _tex(text: str) -> str:
     special = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "~": r"\~{}"}
     special |= {"^": r"\^{}", "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}"}
-    special |= {"λ": r"$\lambda$", "α": r"$\alpha$", "γ": r"$\gamma$", "±": r"$\pm$"}
+    greek = {"\u03b1": "alpha", "\u03b2": "beta", "\u03b3": "gamma", "\u03bb": "lambda"}
+    special |= {letter: rf"$\{name}$" for letter, name in greek.items()}
     return "".join(special.get(character, character) for character in text)
