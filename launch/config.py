@@ -165,7 +165,12 @@ def read(path: Path) -> dict[str, Any]:
 
 def config_sha256(config: ExperimentSettings) -> str:
     """SHA-256 of the resolved settings as canonical JSON: equal settings, equal hash."""
-    text = json.dumps(config.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    return values_sha256(config.model_dump(mode="json"))
+
+
+def values_sha256(values: dict[str, Any]) -> str:
+    """SHA-256 of plain values as canonical JSON."""
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 

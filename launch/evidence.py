@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from launch.config import ConfigError, config_sha256, load
+from launch.config import ConfigError, differences, load
 from launch.integrity import problems, read_summary
+from launch.run import stored_config
 from launch.sweep import directory_of, seeds_of
 from launch.tables import Budget, Column, Row, Table
 from launch.values import PathError, interval_at, number_at
@@ -96,12 +97,13 @@ def _source(config: str, overrides: list[str], seed: int, evidence: Evidence) ->
     )
     if not (directory / "summary.json").is_file():
         return Source(directory, seed, command, "missing", "there is no finished run")
-    settings = load(config, [*overrides, f"seed={seed}"])
+    wanted = load(config, [*overrides, f"seed={seed}"]).model_dump(mode="json")
     found = problems(directory)
     if not found:
         summary = read_summary(directory)
-        if summary["config_sha256"] != config_sha256(settings):
-            found = ["it was made with another config than the table's; delete it and sweep again"]
+        unlike = differences(wanted, stored_config(directory))
+        if unlike:
+            found = [f"made with another config ({'; '.join(unlike)}); delete it and sweep again"]
     if found:
         return Source(directory, seed, command, "corrupt", "; ".join(found))
     evidence.summaries[directory] = summary

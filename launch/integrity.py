@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from launch.config import ConfigError, config_sha256, load
+from launch.config import ConfigError, read, values_sha256
 from rollout.files import sha256_file
 from rollout.run_dir import summary_seal
 from rollout.store import RoundStore
@@ -41,10 +41,10 @@ def problems(run: Path) -> list[str]:
     if "seal" in summary and summary["seal"] != summary_seal(summary):
         found.append("summary.json was changed after the run finished (its seal does not match)")
     try:
-        settings = load(run / "config.yaml")
+        config = read(run / "config.yaml")
     except (ConfigError, OSError) as error:
         return [*found, f"config.yaml cannot be read: {error}"]
-    if config_sha256(settings) != summary.get("config_sha256"):
+    if values_sha256(config) != summary.get("config_sha256"):
         found.append("config.yaml is not the config that summary.json was made with")
     return [*found, *_rounds(run), *_files(run, summary)]
 

@@ -31,8 +31,9 @@ def runs(tmp_path_factory):
 def browse(page, *arguments):
     """What headless Chromium says of the page."""
     return subprocess.run(
-        [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND",
-         f"--user-data-dir={page.parent / 'profile'}", "--virtual-time-budget=5000", *arguments,
+        [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000",
+         "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={page.parent / 'profile'}",
+         *arguments,
          page.as_uri()],
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip

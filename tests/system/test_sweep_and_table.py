@@ -18,11 +18,12 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def table(tmp_path):
     """A table of two small bandit studies in two seeds."""
+    config = "paper/theory_convergence"
     small = ["replicas=2", "study.rounds=2", "study.pairs_per_round=[100]"]
     runs = {
-        "on": {"config": "paper/theory_convergence", "overrides": small},
-        "other": {"config": "paper/theory_convergence", "overrides": [*small, "instance.radius=4.0"]},
-    }  # fmt: skip
+        "on": {"config": config, "overrides": small},
+        "other": {"config": config, "overrides": [*small, "instance.radius=4.0"]},
+    }
     cell = "curves[method=on-policy DPO,pairs_per_round=100,round=2]"
     contents = {
         "title": "Small",

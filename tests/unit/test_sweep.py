@@ -25,7 +25,8 @@ FINISH = (
     "import sys, pathlib; p = pathlib.Path(sys.argv[1]); p.mkdir(); (p / 'summary.json').touch()"
 )
 FAIL_ONCE = (
-    "import sys, pathlib; p = pathlib.Path(sys.argv[1]); p.mkdir(exist_ok=True); first = p / 'first'\n"
+    "import sys, pathlib; p = pathlib.Path(sys.argv[1]); p.mkdir(exist_ok=True)\n"
+    "first = p / 'first'\n"
     "if not first.exists(): first.touch(); sys.exit(1)\n"
     "(p / 'summary.json').touch()"
 )

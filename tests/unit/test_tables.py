@@ -49,9 +49,15 @@ def test_rows_expand_in_order(tmp_path):
         ({"rows": [{"name": "a", "run": "on"}]}, "run 'on' is not among .'one'.; nearest: 'one'"),
         ({"rows": [{"name": "a", "run": "one"}, {"name": "a", "run": "one"}]}, "given twice"),
         ({"rows": [{"name": "a{b}", "run": "one"}]}, "without values"),
-        ({"rows": [{"name": "a", "run": "one", "paper": {"kk": 1.0}}]}, "column 'kk'.*nearest: 'kl'"),
+        (
+            {"rows": [{"name": "a", "run": "one", "paper": {"kk": 1.0}}]},
+            "column 'kk'.*nearest: 'kl'",
+        ),
         ({"columns": {"kl": {"label": "KL", "path": "a..b"}}}, "path 'a..b'"),
-        ({"columns": {"kl": {"label": "KL", "path": "a", "exact": True, "trials": "n"}}}, "at most"),
+        (
+            {"columns": {"kl": {"label": "K", "path": "a", "exact": True, "trials": "n"}}},
+            "at most",
+        ),
         ({"colums": {}}, "colums.*unknown key.*columns"),
         (
             {"claims": [{"text": "c", "left": {"row": "REBL", "column": "kl"}, "relation": ">",
@@ -69,7 +75,8 @@ def test_rows_expand_in_order(tmp_path):
             "needs a margin",
         ),
         (
-            {"budgets": {"laptop": {"note": "n", "runs": {"one": {"config": "paper/theory_colapse"}}}}},
+            {"budgets": {"laptop": {"note": "n", "runs": {
+                "one": {"config": "paper/theory_colapse"}}}}},
             "did you mean 'paper/theory_collapse'",
         ),
         (
