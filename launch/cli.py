@@ -32,6 +32,22 @@ class Format(StrEnum):
     json = "json"
 
 
+class TableFormat(StrEnum):
+    """How to print a table."""
+
+    md = "md"
+    csv = "csv"
+    json = "json"
+    latex = "latex"
+
+
+class Executor(StrEnum):
+    """Who makes the runs of a sweep."""
+
+    local = "local"
+    ray = "ray"
+
+
 FormatOption = Annotated[Format, typer.Option("--format", help="For a person or a program.")]
 StagedOption = Annotated[
     bool, typer.Option("--staged", help="A process for each phase: collect, update, collect, ...")
@@ -213,6 +229,102 @@ def store_export(
         counts = export(directory, destination, rounds, tokenizer)
         told = ", ".join(f"{count} {name}" for name, count in counts.items())
         sys.stderr.write(f"{destination}: {told}\n")
+
+    _finish(work)
+
+
+TableArgument = Annotated[
+    str, typer.Argument(metavar="TABLE", help="A file, a shipped table's name, or `all`.")
+]
+BudgetOption = Annotated[str, typer.Option(help="laptop, desk or paper: how large the runs are.")]
+
+
+@app.command("sweep")
+def sweep_command(
+    table: TableArgument,
+    budget: BudgetOption = "laptop",
+    executor: Annotated[
+        Executor, typer.Option(help="A process for each core here, or a Ray cluster.")
+    ] = Executor.local,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Local runs at a time [default: one for each core]")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only print the plan, its time and its disk need.")
+    ] = False,
+    form: FormatOption = Format.text,
+) -> None:
+    """Make every run that a table needs; finished ones are skipped."""
+    failed = False
+
+    def work() -> None:
+        nonlocal failed
+        from launch import sweep
+
+        made = sweep.plan_of(table, budget)
+        if dry_run:
+            at_once = workers or sweep.cores()
+            report = sweep.cost(made, at_once)
+            _print(report, lambda: sweep.cost_lines(report, at_once), form)
+            return
+        jobs = sweep.sweep(made, executor.value, workers)
+        failed = bool(jobs)
+        for job in jobs:
+            sys.stderr.write(f"failed: {job.out}; the reason is in {job.log}\n")
+
+    _finish(work)
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command("table")
+def table_command(
+    table: TableArgument,
+    budget: BudgetOption = "laptop",
+    form: Annotated[
+        TableFormat, typer.Option("--format", help="How to print it.")
+    ] = TableFormat.md,
+    out: Annotated[
+        Path | None, typer.Option(help="Also write every format and the figure to this folder.")
+    ] = None,
+) -> None:
+    """Print a table: ours beside the paper's, with intervals, claims and what is missing."""
+
+    def work() -> None:
+        from launch import table as tables
+
+        name, evidence = tables.make(table, budget)
+        sys.stdout.write(tables.render(evidence, form.value))
+        if out is not None:
+            for file in tables.save(name, evidence, out):
+                sys.stderr.write(f"{file}\n")
+
+    _finish(work)
+
+
+@app.command("report")
+def report_command(
+    directories: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="Runs, or folders of runs.")
+    ],
+    out: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
+    table: Annotated[
+        list[str] | None, typer.Option(help="A table to show first; may be given again.")
+    ] = None,
+    budget: BudgetOption = "laptop",
+) -> None:
+    """Write one self-contained HTML page: results, curves, completions, films, provenance."""
+
+    def work() -> None:
+        from launch import report
+        from launch.table import make, markdown
+
+        shown = []
+        for name in table or []:
+            _, evidence = make(name, budget)
+            shown.append((evidence.table.title, markdown(evidence)))
+        report.report(directories, out, shown)
+        sys.stderr.write(f"{out}\n")
 
     _finish(work)
 

@@ -190,8 +190,12 @@ def config_sha256(config: ExperimentSettings) -> str:
 
     ``report`` is left out: where a run is shown changes nothing that it computes.
     """
-    settings = config.model_dump(mode="json")
-    settings.pop("report", None)
+    return values_sha256(config.model_dump(mode="json"))
+
+
+def values_sha256(values: dict[str, Any]) -> str:
+    """SHA-256 of resolved settings as plain values, without ``report``."""
+    settings = {key: value for key, value in values.items() if key != "report"}
     text = json.dumps(settings, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -230,6 +234,7 @@ def shipped() -> dict[str, Path]:
     return {
         file.relative_to(folder).with_suffix("").as_posix(): file
         for file in sorted(folder.rglob("*.yaml"))
+        if file.relative_to(folder).parts[0] != "tables"  # those are not configs of one run
     }
 
 

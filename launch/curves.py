@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from rollout.intervals import student
+
 METRICS = {
     "reward_mean": "reward",
     "win_rate_vs_initial": "win rate",
@@ -33,15 +35,15 @@ def rounds_so_far(run: Path) -> dict[int, dict[str, Any]]:
     return {record["round"]: record for record in records if "reward_mean" in record}
 
 
-def mean_and_half_width(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half-width of its 95% interval by Student's t; NaN for a single value."""
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return mean, math.nan
-    from scipy import stats
-
-    error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return mean, float(stats.t.ppf(0.975, len(values) - 1)) * error
+def last_record(run: Path) -> dict[str, Any]:
+    """The last whole line of a run's metrics; empty if there is none."""
+    file = run / "metrics.jsonl"
+    if not file.is_file():
+        return {}
+    with open(file, "rb") as stream:
+        stream.seek(max(0, file.stat().st_size - 65536))
+        lines = stream.read().split(b"\n")[:-1]
+    return json.loads(lines[-1]) if lines and lines[-1].startswith(b"{") else {}
 
 
 def paired_difference(
@@ -54,7 +56,7 @@ def paired_difference(
     ]
     if not differences:
         return math.nan, math.nan, 0
-    return *mean_and_half_width(differences), len(differences)
+    return *student(differences), len(differences)
 
 
 def rows(curves: Curves) -> list[list[str]]:
@@ -118,5 +120,5 @@ def draw(curves: Curves, path: Path, caption: str) -> None:
 
 
 def _cell(values: Sequence[float]) -> str:
-    mean, half = mean_and_half_width(values)
+    mean, half = student(values)
     return f"{mean:.3f}" if math.isnan(half) else f"{mean:.3f} ± {half:.3f}"

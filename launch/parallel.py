@@ -19,14 +19,21 @@ class Job:
         config: path or shipped name.
         overrides: ``key.path=value``.
         out: its run directory; messages go to ``<out>.log``.
+        after: run directories that must be finished first.
+        gpus: how many it needs; counted by the Ray executor, local runs see all.
         status: ``waiting``, ``running``, ``done`` or ``failed``.
+        attempts: how often it was started here.
     """
 
     config: str
     overrides: tuple[str, ...]
     out: Path
+    after: tuple[Path, ...] = ()
+    gpus: int = 0
     status: str = "waiting"
+    attempts: int = 0
     started: float = field(default=0.0, repr=False)
+    ended: float = field(default=0.0, repr=False)
 
     @property
     def finished_before(self) -> bool:
@@ -38,37 +45,52 @@ class Job:
         """What the run says to humans."""
         return self.out.with_name(self.out.name + ".log")
 
+    @property
+    def command(self) -> list[str]:
+        """The command line that makes, or continues, the run."""
+        module = [sys.executable, "-m", "launch.run"]
+        return [*module, self.config, *self.overrides, "--out", str(self.out)]
+
 
 def run_side_by_side(
-    jobs: Sequence[Job], workers: int, watch: Callable[[], None], interval: float = 1.0
+    jobs: Sequence[Job],
+    workers: int,
+    watch: Callable[[], None],
+    interval: float = 1.0,
+    retries: int = 0,
 ) -> None:
     """Run `jobs`, `workers` at a time; finished ones are skipped, unfinished ones continue.
 
-    Each process computes with one thread: two runs on two cores are faster than one run on both,
-    and a fixed thread count keeps results bit-identical.
+    Each process computes with one thread on a core of its own: two runs on two cores are faster
+    than one run on both, and a fixed thread count keeps results bit-identical.
 
     Args:
-        jobs: in the order in which they start; their `status` is kept up to date.
+        jobs: in the order in which they start; their `status` is kept up to date. One whose
+            predecessor failed fails too, unstarted.
         workers: how many at a time.
         watch: called every `interval` seconds and after each change.
         interval: seconds.
+        retries: how often a failed run is continued.
 
     Raises:
         KeyboardInterrupt: after the runs were told to stop too; all of them can be continued.
     """
-    running: dict[subprocess.Popen[bytes], Job] = {}
+    cores = sorted(os.sched_getaffinity(0))
+    running: dict[subprocess.Popen[bytes], tuple[Job, int]] = {}
     for job in jobs:
         job.status = "done" if job.finished_before else "waiting"
-    waiting = [job for job in jobs if job.status == "waiting"]
     try:
-        while waiting or running:
-            while waiting and len(running) < workers:
-                job = waiting.pop(0)
-                running[_start(job)] = job
+        while (ready := next_ready(jobs)) or running:
+            while ready and len(running) < workers:
+                job = ready.pop(0)
+                lane = min(set(range(workers)) - {taken for _, taken in running.values()})
+                running[_start(job, cores[lane % len(cores)])] = (job, lane)
+                ready = next_ready(jobs)
             watch()
             time.sleep(interval)
             for process in [process for process in running if process.poll() is not None]:
-                running.pop(process).status = "done" if process.returncode == 0 else "failed"
+                job, _ = running.pop(process)
+                ended(job, process.returncode == 0, retries)
         watch()
     finally:
         for process in running:  # empty unless interrupted
@@ -77,15 +99,41 @@ def run_side_by_side(
             process.wait()
 
 
-def _start(job: Job) -> subprocess.Popen[bytes]:
+def next_ready(jobs: Sequence[Job]) -> list[Job]:
+    """Waiting jobs whose predecessors are done; those of a failed predecessor are marked failed."""
+    status = {job.out: job.status for job in jobs}
+    ready = []
+    for job in jobs:
+        if job.status != "waiting":
+            continue
+        before = {status.get(out, "done") for out in job.after}
+        if "failed" in before:
+            job.status = status[job.out] = "failed"
+        elif before <= {"done"}:
+            ready.append(job)
+    return ready
+
+
+def ended(job: Job, well: bool, retries: int) -> None:
+    """Note how a started job ended: done, failed, or waiting for another attempt."""
+    job.ended = time.monotonic()
+    if well:
+        job.status = "done"
+    else:
+        job.status = "failed" if job.attempts > retries else "waiting"
+
+
+def _start(job: Job, core: int) -> subprocess.Popen[bytes]:
     job.log.parent.mkdir(parents=True, exist_ok=True)
     job.status, job.started = "running", time.monotonic()
-    command = [sys.executable, "-m", "launch.run", job.config, *job.overrides]
+    job.attempts += 1
     with open(job.log, "ab") as log:
-        return subprocess.Popen(
-            [*command, "--out", str(job.out)],
+        process = subprocess.Popen(
+            job.command,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
+    os.sched_setaffinity(process.pid, {core})
+    return process

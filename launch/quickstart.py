@@ -17,10 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.curves import draw, markdown, mean_and_half_width, paired_difference, rounds_so_far
+from launch.curves import draw, markdown, paired_difference, rounds_so_far
 from launch.parallel import Job, run_side_by_side
 from launch.provenance import cores
 from rollout.files import write_text
+from rollout.intervals import student
 
 METHODS = {
     "offline_dpo": "DPO, offline",
@@ -171,7 +172,7 @@ class _LiveBoard(_PlainBoard):
             last = max(round for seed in seeds for round in seed)
             reached = [seed[last] for seed in seeds if last in seed]
             metrics = ("reward_mean", "win_rate_vs_initial", "rouge_l", "kl_to_initial")
-            cells = [f"{mean_and_half_width([r[m] for r in reached])[0]:.3f}" for m in metrics]
+            cells = [f"{student([r[m] for r in reached])[0]:.3f}" for m in metrics]
             done = sum(
                 METHODS[job.config.split("/")[1]] == method and job.status == "done"
                 for job in self.jobs

@@ -46,7 +46,15 @@ RETURNS = {
 }
 
 # What tells two runs apart without being a result.
-NOT_RESULTS = {"experiment", "status", "seed", "config_sha256", "code_revision"}
+NOT_RESULTS = {
+    "experiment",
+    "status",
+    "seed",
+    "config_sha256",
+    "code_revision",
+    "files",
+    "seal",
+}
 
 
 def replicate(

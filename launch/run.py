@@ -148,8 +148,7 @@ def state_of(path: Path, settings: ExperimentSettings) -> str:
     if not (path / "config.yaml").is_file():
         what = "a folder with other files" if path.is_dir() else "not a folder"
         raise ConfigError(f"{path} is {what}, not a run; choose another directory with --out")
-    ours = settings.model_dump(mode="json")
-    unlike = differences(ours, read(path / "config.yaml"))
+    unlike = differences(settings.model_dump(mode="json"), stored_config(path))
     if unlike:
         listed = "\n".join(f"  - {line}" for line in unlike)
         raise ConfigError(
@@ -157,6 +156,18 @@ def state_of(path: Path, settings: ExperimentSettings) -> str:
             f"with --out. They differ in ('there' is {path}):\n{listed}"
         )
     return "finished" if (path / "summary.json").is_file() else "unfinished"
+
+
+def stored_config(run: Path) -> dict[str, Any]:
+    """The resolved config of a run; a key that is newer than the run has its default.
+
+    A new key's default is what was done before there was the key, so that a run of an earlier
+    version is still the run of the same config.
+    """
+    try:
+        return load(run / "config.yaml").model_dump(mode="json")
+    except ConfigError:  # keys that are no longer known: shown as differences
+        return read(run / "config.yaml")
 
 
 def _begun(name: str) -> bool:

@@ -11,17 +11,24 @@ DIR/summary.json      the result; written last, so its presence means the run is
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rollout.files import atomic_directory, explain_full_disk, write_json, write_text
+from rollout.files import (
+    atomic_directory,
+    explain_full_disk,
+    sha256_file,
+    write_json,
+    write_text,
+)
 from rollout.remote import redact
 from rollout.trackers import Report, Tracker, check_trackers, open_trackers
 
@@ -165,7 +172,8 @@ class RunDir:
                 "code_revision": self.code_revision,
                 "seconds": round(self.seconds, 3),
             }
-            write_json(self.path / "summary.json", _without_nan({**head, **summary}))
+            whole = _without_nan({**head, **summary, "files": self._checksums()})
+            write_json(self.path / "summary.json", {**whole, "seal": summary_seal(whole)})
         self.close()
 
     def close(self) -> None:
@@ -177,6 +185,16 @@ class RunDir:
     def hand_over(self, **values: Any) -> None:
         """Tell the next phase of a staged run; lost, like all that is timed, if it is killed."""
         self.to_hand_over |= values
+
+    def _checksums(self) -> dict[str, str]:
+        """SHA-256 of what the result rests on: the final checkpoint, and the evaluations."""
+        files = [
+            file
+            for folder in (self.checkpoints / "final", self.path / "evaluations")
+            for file in sorted(folder.rglob("*"))
+            if file.is_file()
+        ]
+        return {file.relative_to(self.path).as_posix(): sha256_file(file) for file in files}
 
     # -- for humans, on standard error -------------------------------------------------------
 
@@ -192,6 +210,13 @@ class RunDir:
         shown = _Bar if sys.stderr.isatty() and not quiet else Progress
         with shown(description, total, unit, quiet) as progress:
             yield progress
+
+
+def summary_seal(summary: Mapping[str, Any]) -> str:
+    """SHA-256 over a summary's fields as canonical JSON, but for `seal` itself."""
+    fields = {key: value for key, value in summary.items() if key != "seal"}
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class Progress:

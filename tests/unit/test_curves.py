@@ -5,7 +5,8 @@ import math
 
 import pytest
 
-from launch.curves import draw, markdown, mean_and_half_width, paired_difference, rounds_so_far
+from launch.curves import draw, markdown, paired_difference, rounds_so_far
+from rollout.intervals import student
 
 
 def _record(round: int, reward: float) -> dict[str, float]:
@@ -26,10 +27,10 @@ CURVES = {
 
 def test_interval_is_students_t():
     # Values 3 and 5: deviation sqrt(2), error 1, and t(0.975, 1 degree of freedom) = 12.706.
-    mean, half = mean_and_half_width([3.0, 5.0])
+    mean, half = student([3.0, 5.0])
     assert mean == 4.0
     assert half == pytest.approx(12.706, abs=1e-3)
-    assert math.isnan(mean_and_half_width([1.0])[1])
+    assert math.isnan(student([1.0])[1])
 
 
 def test_difference_pairs_only_the_seeds_that_both_have():

@@ -1,0 +1,176 @@
+"""What the runs of a table say: checked, then read, row by row and seed by seed."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from launch.config import ConfigError, differences, load
+from launch.integrity import problems, read_summary
+from launch.run import stored_config
+from launch.sweep import directory_of, seeds_of
+from launch.tables import Budget, Column, Row, Table
+from launch.values import PathError, interval_at, number_at
+from rollout.intervals import bootstrap, interquartile_mean, wilson
+
+
+@dataclass(frozen=True)
+class Source:
+    """One run of a row: where it is and what state it is in."""
+
+    directory: Path
+    seed: int
+    command: str
+    state: str  # finished, missing or corrupt
+    problem: str = ""
+    seconds: float = 0.0
+    revision: str = ""
+
+
+@dataclass(frozen=True)
+class Number:
+    """One cell of the table."""
+
+    by_seed: dict[int, float]
+    value: float  # NaN: no run has it
+    low: float
+    high: float
+
+    @property
+    def known(self) -> bool:
+        """Whether there is a number."""
+        return not math.isnan(self.value)
+
+
+@dataclass
+class Evidence:
+    """A table's numbers: `numbers[row][column]`, and the runs they come from."""
+
+    table: Table
+    budget: str
+    settings: Budget
+    numbers: dict[str, dict[str, Number]] = field(default_factory=dict)
+    sources: dict[str, list[Source]] = field(default_factory=dict)
+    summaries: dict[Path, dict[str, Any]] = field(default_factory=dict)
+
+    def all_sources(self) -> list[Source]:
+        """Every run once."""
+        return list({s.directory: s for row in self.sources.values() for s in row}.values())
+
+
+def gather(table: Table, budget: str, settings: Budget) -> Evidence:
+    """Read every run of the table.
+
+    A missing run leaves its seed out; a corrupt one is named in `sources` and left out: neither is
+    averaged.
+
+    Raises:
+        ConfigError: a finished, sound run has no number where the table says one is: the table
+            file and the experiment do not fit.
+    """
+    evidence = Evidence(table, budget, settings)
+    sources: dict[str, list[Source]] = {}
+    for line in table.lines():
+        if line.run not in sources:
+            run = settings.runs[line.run]
+            sources[line.run] = [
+                _source(run.config, run.overrides, seed, evidence)
+                for seed in seeds_of(run, settings)
+            ]
+        evidence.sources[line.name] = sources[line.run]
+        evidence.numbers[line.name] = {
+            name: _number(line, column, sources[line.run], evidence)
+            for name, column in table.columns.items()
+        }
+    return evidence
+
+
+def _source(config: str, overrides: list[str], seed: int, evidence: Evidence) -> Source:
+    directory = directory_of(config, overrides, seed)
+    command = " ".join(
+        ["reprise run", config, *overrides, f"seed={seed}", "--out", directory.as_posix()]
+    )
+    if not (directory / "summary.json").is_file():
+        return Source(directory, seed, command, "missing", "there is no finished run")
+    wanted = load(config, [*overrides, f"seed={seed}"]).model_dump(mode="json")
+    found = problems(directory)
+    if not found:
+        summary = read_summary(directory)
+        unlike = differences(wanted, stored_config(directory))
+        if unlike:
+            found = [f"made with another config ({'; '.join(unlike)}); delete it and sweep again"]
+    if found:
+        return Source(directory, seed, command, "corrupt", "; ".join(found))
+    evidence.summaries[directory] = summary
+    return Source(
+        directory,
+        seed,
+        command,
+        "finished",
+        seconds=float(summary["seconds"]),
+        revision=str(summary["code_revision"]),
+    )
+
+
+def _number(line: Row, column: Column, sources: list[Source], evidence: Evidence) -> Number:
+    by_seed: dict[int, float] = {}
+    own = (math.nan, math.nan)
+    for source in sources:
+        contents = _contents(evidence, source, column.file)
+        if contents is None:
+            continue
+        try:
+            by_seed[source.seed] = number_at(contents, _under(line, column.path))
+            own = _own_interval(contents, line, column, by_seed[source.seed])
+        except PathError as error:
+            raise ConfigError(
+                f"row '{line.name}', column '{column.label}', {source.directory}: {error}"
+            ) from error
+    values = list(by_seed.values())
+    if not values:
+        return Number({}, math.nan, math.nan, math.nan)
+    statistic = interquartile_mean if column.aggregate == "iqm" else np.mean
+    low, high = own if len(values) == 1 else bootstrap([values], statistic)
+    return Number(by_seed, float(statistic(np.array(values))), low, high)
+
+
+def _under(line: Row, path: str) -> str:
+    return f"{line.cell}.{path}" if line.cell else path
+
+
+def _own_interval(
+    contents: dict[str, Any], line: Row, column: Column, value: float
+) -> tuple[float, float]:
+    """The interval that a single run brings along; NaN if it brings none."""
+    if column.exact:
+        return value, value
+    if column.trials is not None:
+        return wilson(value, round(number_at(contents, _under(line, column.trials))))
+    if column.interval is not None:
+        return interval_at(contents, _under(line, column.interval), value)
+    return math.nan, math.nan
+
+
+def _contents(evidence: Evidence, source: Source, file: str) -> dict[str, Any] | None:
+    """A JSON file of a finished run; None where an evaluation was not made."""
+    if source.state != "finished":
+        return None
+    if file == "summary.json":
+        return evidence.summaries[source.directory]
+    path = source.directory / file
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def entries_of(evidence: Evidence, row: str, key: str) -> list[list[dict[str, Any]]]:
+    """The list `key` of each finished run of a row: a curve for each seed."""
+    curves = []
+    for source in evidence.sources[row]:
+        if source.state == "finished":
+            entries = evidence.summaries[source.directory].get(key, [])
+            curves.append(json.loads(json.dumps(entries)))
+    return curves

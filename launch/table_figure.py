@@ -1,0 +1,113 @@
+"""The figure of a table, as SVG and PNG: readable in print and by colour-blind readers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from launch.curves import COLOURS, MARKERS
+from launch.evidence import Evidence, entries_of
+from launch.tables import Figure
+from launch.values import number_at
+
+LINES = ("-", "--", "-.", ":")
+
+
+def draw(evidence: Evidence, path: Path) -> list[Path]:
+    """`path`.svg and `path`.png; the same numbers give the same file."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "reprise"
+    from matplotlib import pyplot
+
+    figure = evidence.table.figure
+    assert figure is not None
+    count = len(figure.y)
+    sheet, axes = pyplot.subplots(
+        1, count, figsize=(1.0 + 4.2 * count, 3.8), layout="constrained", squeeze=False
+    )
+    painters = {"curves": _curves, "bars": _bars, "frontier": _frontier}
+    for place, panel in enumerate(axes[0]):
+        painters[figure.kind](panel, evidence, figure, figure.y[place])
+        label = figure.y_labels[place] if place < len(figure.y_labels) else figure.y[place]
+        panel.set_ylabel(label)
+        if figure.kind != "bars":
+            panel.set_xlabel(figure.x_label or figure.x)
+        if figure.log_x:
+            panel.set_xscale("log")
+        panel.grid(alpha=0.25)
+        panel.spines[["top", "right"]].set_visible(False)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    if labels:
+        sheet.legend(
+            handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8
+        )
+    files = []
+    for suffix in (".svg", ".png"):
+        metadata = {"Date": None} if suffix == ".svg" else None
+        sheet.savefig(path.with_suffix(suffix), dpi=160, metadata=metadata)
+        files.append(path.with_suffix(suffix))
+    pyplot.close(sheet)
+    return files
+
+
+def _style(place: int) -> dict[str, Any]:
+    """Colour, marker and line differ together, so that any one of them tells series apart."""
+    return {
+        "color": COLOURS[place % len(COLOURS)],
+        "marker": MARKERS[place % len(MARKERS)],
+        "linestyle": LINES[place // len(COLOURS) % len(LINES)],
+        "markersize": 4,
+    }
+
+
+def _curves(panel: Any, evidence: Evidence, figure: Figure, key: str) -> None:
+    """A line for each row: mean over seeds of `key` against `x`; the band is their range."""
+    for place, line in enumerate(evidence.table.lines()):
+        curves = [
+            {number_at(entry, figure.x): number_at(entry, key) for entry in curve}
+            for curve in entries_of(evidence, line.name, figure.entries)
+        ]
+        if not curves:
+            continue
+        xs = sorted(set.intersection(*(set(curve) for curve in curves)))
+        values = np.array([[curve[x] for x in xs] for curve in curves])
+        style = _style(place)
+        panel.plot(xs, values.mean(axis=0), label=line.name, **style)
+        low, high = values.min(axis=0), values.max(axis=0)
+        panel.fill_between(xs, low, high, color=style["color"], alpha=0.12, lw=0)
+
+
+def _bars(panel: Any, evidence: Evidence, figure: Figure, column: str) -> None:
+    """A bar for each row, with its 95% interval; a row without a number has none."""
+    lines = evidence.table.lines()
+    for place, line in enumerate(lines):
+        number = evidence.numbers[line.name][column]
+        if not number.known:
+            panel.text(place, 0, "missing", rotation=90, ha="center", va="bottom", fontsize=7)
+            continue
+        hatch = ("", "//", "..", "xx")[place % 4]
+        colour = COLOURS[place % len(COLOURS)]
+        panel.bar(place, number.value, color=colour, alpha=0.75, hatch=hatch, edgecolor="black")
+        if number.low == number.low:
+            ends = [[number.value - number.low], [number.high - number.value]]
+            panel.errorbar(place, number.value, yerr=np.abs(ends), color="black", capsize=3)
+    panel.set_xticks(range(len(lines)), [line.name for line in lines], rotation=40, ha="right")
+    panel.tick_params(axis="x", labelsize=7)
+
+
+def _frontier(panel: Any, evidence: Evidence, figure: Figure, column: str) -> None:
+    """Column against column; rows whose names agree up to the last comma are joined."""
+    series: dict[str, list[tuple[float, float]]] = {}
+    for line in evidence.table.lines():
+        x = evidence.numbers[line.name][figure.x]
+        y = evidence.numbers[line.name][column]
+        if x.known and y.known:
+            series.setdefault(line.name.rpartition(",")[0] or line.name, []).append(
+                (x.value, y.value)
+            )
+    for place, (name, points) in enumerate(series.items()):
+        panel.plot(*zip(*points, strict=True), label=name, **_style(place))

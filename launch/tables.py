@@ -1,0 +1,305 @@
+"""A table of a paper as a file: the runs it needs, where their numbers are, what the paper says.
+
+    configs/tables/NAME.yaml  --sweep-->  finished runs  --table-->  ours beside the paper's, claims
+
+A row is one experiment (a config with overrides) in one or several seeds, or one cell of a run that
+measures many. A budget says how large the runs are: `laptop` (minutes to an hour on two cores),
+`desk` (a day on a workstation), `paper` (full size). Nothing here imports torch, and a table file
+with mistakes is refused with all of them named, before any run starts.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from launch.config import ConfigError, configs_folder, load, read
+from launch.problems import explain
+from launch.values import PathError, parse
+from rollout.settings import Settings
+
+Overrides = list[str]
+BudgetName = Literal["laptop", "desk", "paper"]
+
+
+class Run(Settings):
+    """A config, what changes in it, and in how many seeds it is run."""
+
+    config: str = Field(description="path or shipped name")
+    overrides: Overrides = Field(default_factory=list, description="key.path=value")
+    seeds: Annotated[list[int], Field(min_length=1)] | None = Field(
+        None, description="seeds; by default those of the budget"
+    )
+    minutes: float = Field(1.0, gt=0, description="of one seed, on one core or GPU: an estimate")
+    megabytes: float = Field(5.0, gt=0, description="that one seed leaves on disk: an estimate")
+    gpus: int = Field(0, ge=0, description="GPUs of one seed")
+
+
+class Budget(Settings):
+    """One size of the table's runs."""
+
+    note: str = Field(description="how these runs differ from the paper's; printed as the caption")
+    seeds: list[int] = Field([0], min_length=1, description="seeds of each run")
+    first: list[Run] = Field(
+        default_factory=list, description="runs that the rows' runs read, made before them"
+    )
+    runs: dict[str, Run] = Field(min_length=1, description="name -> run; rows refer to the names")
+
+
+class Row(Settings):
+    """One line of the table, or, with `each`, one for every combination of its values."""
+
+    name: str = Field(description="may hold {key} for each key of `each`")
+    run: str = Field(description="a run of the budget; may hold {key}")
+    cell: str = Field(
+        "", description="path in summary.json that the columns' paths start from; may hold {key}"
+    )
+    each: dict[str, list[int | float | str]] = Field(
+        default_factory=dict, description="key -> values"
+    )
+    paper: dict[str, float | None] = Field(
+        default_factory=dict, description="column -> the number that the paper prints"
+    )
+
+    def expanded(self) -> list[Row]:
+        """The rows it stands for, in order."""
+        if not self.each:
+            return [self]
+        keys = list(self.each)
+        return [
+            Row(
+                name=_filled(self.name, dict(zip(keys, values, strict=True))),
+                run=_filled(self.run, dict(zip(keys, values, strict=True))),
+                cell=_filled(self.cell, dict(zip(keys, values, strict=True))),
+                paper=self.paper,
+            )
+            for values in itertools.product(*self.each.values())
+        ]
+
+
+class Column(Settings):
+    """One number of each row."""
+
+    label: str = Field(description="head of the column")
+    path: str = Field(description="where it is, from the row's cell on: `rounds[round=5].reward`")
+    interval: str | None = Field(
+        None,
+        description="where the run itself gives the 95% interval ([low, high], or a half-width); "
+        "else it is over seeds",
+    )
+    trials: str | None = Field(
+        None, description="where the number of trials of a share is: Wilson's 95% interval"
+    )
+    exact: bool = Field(False, description="computed, not sampled: an interval of no width")
+    file: str = Field(
+        "summary.json", description="JSON file in the run's directory; e.g. an evaluation's"
+    )
+    digits: int = Field(3, ge=0, le=8, description="after the point")
+    aggregate: Literal["mean", "iqm"] = Field(
+        "mean", description="over seeds: mean, or interquartile mean"
+    )
+
+    @model_validator(mode="after")
+    def _one_interval(self) -> Column:
+        if (self.interval is not None) + (self.trials is not None) + self.exact > 1:
+            raise ValueError("give at most one of interval, trials and exact")
+        return self
+
+
+class Side(Settings):
+    """One side of a claim: a number of one row, or of several rows added up, or a constant."""
+
+    row: str | None = None
+    column: str | None = None
+    value: float | None = Field(None, description="a constant instead of a row and a column")
+    times: float = Field(1.0, description="factor")
+
+    @model_validator(mode="after")
+    def _one(self) -> Side:
+        named = self.row is not None and self.column is not None
+        if named == (self.value is not None):
+            raise ValueError("give either row and column, or value")
+        return self
+
+
+class Claim(Settings):
+    """A sentence of the paper as a comparison of our numbers."""
+
+    text: str = Field(description="the sentence")
+    source: str = Field("", description="where the paper says it")
+    left: Side
+    relation: Literal[">", "<", "within"] = Field(
+        description="left > right; or |difference| < margin"
+    )
+    right: Side
+    margin: float = Field(
+        0.0, ge=0, description="for > and <: the difference that counts; for within"
+    )
+
+    @model_validator(mode="after")
+    def _margin(self) -> Claim:
+        if self.relation == "within" and self.margin == 0:
+            raise ValueError("relation 'within' needs a margin above 0")
+        return self
+
+
+class Figure(Settings):
+    """A drawing of the table: one line for each series."""
+
+    kind: Literal["curves", "bars", "frontier"] = Field(
+        description="curves: list in summary.json against x; bars: a column for each row; "
+        "frontier: one column against another, rows joined by `series`"
+    )
+    x: str = Field("", description="curves: key of each entry; frontier: column")
+    y: list[str] = Field(min_length=1, description="curves: keys of each entry; else columns")
+    entries: str = Field("", description="curves: the list in summary.json, e.g. `rounds`")
+    x_label: str = ""
+    y_labels: list[str] = Field(default_factory=list)
+    log_x: bool = False
+
+
+class Table(Settings):
+    """A table or figure of a paper."""
+
+    title: str
+    source: str = Field(description="arXiv number and place, e.g. '2601.08421, Figure 2'")
+    about: str = Field(description="one or two sentences: what is compared, and what it shows")
+    remark: str = Field("", description="what a reader must know before believing it")
+    budgets: dict[BudgetName, Budget] = Field(min_length=1)
+    rows: list[Row] = Field(min_length=1)
+    columns: dict[str, Column] = Field(min_length=1)
+    claims: list[Claim] = Field(default_factory=list)
+    figure: Figure | None = None
+
+    def lines(self) -> list[Row]:
+        """Every row, expanded."""
+        return [line for row in self.rows for line in row.expanded()]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Table:
+        problems = [*_row_problems(self), *_claim_problems(self), *_path_problems(self)]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+def _filled(text: str, values: dict[str, Any]) -> str:
+    return re.sub(r"\{(\w+)\}", lambda found: str(values.get(found[1], found[0])), text)
+
+
+def _unknown(kind: str, name: str, known: list[str]) -> str:
+    close = get_close_matches(name, known, n=1, cutoff=0.4)
+    return f"{kind} '{name}' is not among {known}" + (f"; nearest: '{close[0]}'" if close else "")
+
+
+def _row_problems(table: Table) -> list[str]:
+    problems = []
+    for line in table.lines():
+        if "{" in line.name + line.run + line.cell:
+            problems.append(f"row '{line.name}': a {{key}} without values in `each`")
+        for budget, settings in table.budgets.items():
+            if line.run not in settings.runs:
+                known = list(settings.runs)
+                problems.append(f"row '{line.name}', {budget}: {_unknown('run', line.run, known)}")
+        for column in line.paper:
+            if column not in table.columns:
+                known = list(table.columns)
+                problems.append(f"row '{line.name}': {_unknown('column', column, known)}")
+    names = [line.name for line in table.lines()]
+    problems += [f"row '{name}' is given twice" for name in {*names} if names.count(name) > 1]
+    return problems
+
+
+def _claim_problems(table: Table) -> list[str]:
+    rows, columns = [line.name for line in table.lines()], list(table.columns)
+    problems = []
+    for claim in table.claims:
+        for side in (claim.left, claim.right):
+            if side.row is not None and side.row not in rows:
+                problems.append(f"claim '{claim.text}': {_unknown('row', side.row, rows)}")
+            if side.column is not None and side.column not in columns:
+                problems.append(f"claim '{claim.text}': {_unknown('column', side.column, columns)}")
+    return problems
+
+
+def _path_problems(table: Table) -> list[str]:
+    paths = [line.cell for line in table.lines() if line.cell]
+    for column in table.columns.values():
+        paths += [path for path in (column.path, column.interval, column.trials) if path]
+    problems = []
+    for path in dict.fromkeys(paths):
+        try:
+            parse(path)
+        except PathError as error:
+            problems.append(str(error))
+    return problems
+
+
+# -- files -------------------------------------------------------------------------------------
+
+
+def shipped_tables() -> dict[str, Path]:
+    """Name -> file of every shipped table."""
+    return {file.stem: file for file in sorted((configs_folder() / "tables").glob("*.yaml"))}
+
+
+def load_table(table: str | Path) -> tuple[str, Table]:
+    """Name and contents of a table file, checked, with every config that it names.
+
+    Args:
+        table: a path, or a shipped table's name.
+
+    Raises:
+        ConfigError: names every problem at once.
+    """
+    path = _find(table)
+    raw = read(path)
+    try:
+        loaded = Table.model_validate_json(json.dumps(raw), strict=True)
+    except ValidationError as error:
+        problems = explain(error, Table, raw)
+        raise ConfigError(f"{path}:\n" + "\n".join(f"  - {line}" for line in problems)) from error
+    problems = []
+    for budget, settings in loaded.budgets.items():
+        for run in [*settings.first, *settings.runs.values()]:
+            try:
+                load(run.config, run.overrides)
+            except ConfigError as error:
+                problems.append(f"budgets.{budget}: {error}")
+    if problems:
+        raise ConfigError(f"{path}:\n" + "\n".join(f"  - {line}" for line in problems))
+    return path.stem, loaded
+
+
+def budget_of(name: str, table: Table, budget: str) -> Budget:
+    """The named budget.
+
+    Raises:
+        ConfigError: the table has no such budget.
+    """
+    for known, settings in table.budgets.items():
+        if known == budget:
+            return settings
+    raise ConfigError(f"--budget {budget}: table '{name}' has {', '.join(table.budgets)}")
+
+
+def _find(table: str | Path) -> Path:
+    path = Path(table)
+    if path.is_file():
+        return path
+    known = shipped_tables()
+    name = path.as_posix().removeprefix("configs/").removeprefix("tables/").removesuffix(".yaml")
+    if name in known:
+        return known[name]
+    close = get_close_matches(name, known, n=1, cutoff=0.4)
+    hint = f"; did you mean '{close[0]}'?" if close else ""
+    raise ConfigError(
+        f"no table file and no shipped table is called '{table}'{hint} (shipped: "
+        f"{', '.join(known) or 'none'})"
+    )

@@ -1,0 +1,122 @@
+"""Numbers out of a run's summary: ``cells[lambda=0.1,fraction=0.25].return_mean``.
+
+A path is keys joined by points. After a key that holds a list, brackets choose one entry: by its
+place (``rounds[-1]``) or by what it holds (``cells[method=distilled,size=50]``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+_PART = re.compile(r"(?P<key>[^\W\d][^.\[\]]*)(?:\[(?P<choice>[^\[\]]+)\])?(?:\.|$)")
+
+
+class PathError(ValueError):
+    """A path that is not one, or that leads nowhere."""
+
+
+def parse(path: str) -> list[tuple[str, str | None]]:
+    """Keys and choices of `path`, in order.
+
+    Raises:
+        PathError: it is not a path.
+    """
+    parts, place = [], 0
+    while place < len(path):
+        found = _PART.match(path, place)
+        if found is None:
+            raise PathError(f"path '{path}': not understood from '{path[place:]}' on")
+        parts.append((found["key"], found["choice"]))
+        place = found.end()
+    if not parts or path.endswith("."):
+        raise PathError(f"path '{path}': a key is missing")
+    return parts
+
+
+def value_at(summary: Any, path: str) -> Any:
+    """What is at `path`.
+
+    Raises:
+        PathError: nothing is, or several entries are; names the part and what there is instead.
+    """
+    here = summary
+    for key, choice in parse(path):
+        if not isinstance(here, Mapping) or key not in here:
+            known = ", ".join(here) if isinstance(here, Mapping) else repr(here)
+            raise PathError(f"path '{path}': no '{key}' in {{{known}}}")
+        here = here[key]
+        if choice is not None:
+            here = _chosen(here, choice, path)
+    return here
+
+
+def number_at(summary: Any, path: str) -> float:
+    """The finite number at `path`; a null is NaN: measured, but undefined.
+
+    Raises:
+        PathError: there is none.
+    """
+    value = value_at(summary, path)
+    if value is None:
+        return float("nan")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise PathError(f"path '{path}': {value!r} is not a number")
+    return float(value)
+
+
+def interval_at(summary: Any, path: str, centre: float) -> tuple[float, float]:
+    """The 95% interval at `path`: [low, high], or a number, which is its half-width.
+
+    Raises:
+        PathError: it is neither.
+    """
+    value = value_at(summary, path)
+    if isinstance(value, list) and len(value) == 2:
+        low, high = (float("nan") if end is None else float(end) for end in value)
+        return low, high
+    half = number_at(summary, path)
+    return centre - half, centre + half
+
+
+def _chosen(entries: Any, choice: str, path: str) -> Any:
+    if not isinstance(entries, list):
+        raise PathError(f"path '{path}': [{choice}] chooses from a list, not from {entries!r}")
+    if re.fullmatch(r"-?\d+", choice):
+        place = int(choice)
+        if not -len(entries) <= place < len(entries):
+            raise PathError(f"path '{path}': [{choice}], but there are {len(entries)} entries")
+        return entries[place]
+    # A comma parts conditions only before the next `key=`: values such as "REBEL, pi_0" have some.
+    parts = re.split(r",(?=[^,=]+=)", choice)
+    wanted = dict(_condition(part, path) for part in parts)
+    found = [
+        entry
+        for entry in entries
+        if all(key in entry and _same(entry[key], value) for key, value in wanted.items())
+    ]
+    if len(found) != 1:
+        raise PathError(f"path '{path}': {len(found)} entries with {choice}; must be 1")
+    return found[0]
+
+
+def _condition(text: str, path: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise PathError(f"path '{path}': '{text}' is neither a place nor key=value")
+    return key.strip(), value.strip()
+
+
+def _same(value: Any, wanted: str) -> bool:
+    """Whether a stored value is the one that was typed: numbers as numbers, null as null."""
+    if value is None:
+        return wanted == "null"
+    if isinstance(value, bool):
+        return wanted == str(value).lower()
+    if isinstance(value, int | float):
+        try:
+            return float(wanted) == float(value)
+        except ValueError:
+            return False
+    return str(value) == wanted

@@ -1,0 +1,96 @@
+"""Table files: every shipped one is sound, and mistakes are named before anything runs."""
+
+import pytest
+import yaml
+
+from launch.config import ConfigError, configs_folder
+from launch.tables import Row, load_table, shipped_tables
+
+SHIPPED = 13
+GOOD = {
+    "title": "t",
+    "source": "paper",
+    "about": "a",
+    "budgets": {
+        "laptop": {"note": "small", "runs": {"one": {"config": "paper/theory_collapse"}}}
+    },
+    "rows": [{"name": "{m}", "run": "one", "cell": "curves[method={m},round=8]",
+              "each": {"m": ["REBEL", "PDFR"]}}],
+    "columns": {"kl": {"label": "KL", "path": "kl_mean"}},
+}  # fmt: skip
+
+
+def write(folder, **changes):
+    file = folder / "table.yaml"
+    file.write_text(yaml.safe_dump({**GOOD, **changes}))
+    return file
+
+
+def test_every_shipped_table_is_sound():
+    names = list(shipped_tables())
+    assert len(names) == SHIPPED
+    assert len(list((configs_folder() / "tables").glob("*"))) == SHIPPED
+    for name in names:
+        stem, table = load_table(name)
+        assert stem == name and table.lines() and table.figure is not None, name
+
+
+def test_rows_expand_in_order(tmp_path):
+    _, table = load_table(write(tmp_path))
+    assert [line.name for line in table.lines()] == ["REBEL", "PDFR"]
+    assert table.lines()[1].cell == "curves[method=PDFR,round=8]"
+    both = Row(name="{a}-{b}", run="one", each={"a": [1, 2], "b": ["x", "y"]})
+    assert [line.name for line in both.expanded()] == ["1-x", "1-y", "2-x", "2-y"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"rows": [{"name": "a", "run": "on"}]}, "run 'on' is not among .'one'.; nearest: 'one'"),
+        ({"rows": [{"name": "a", "run": "one"}, {"name": "a", "run": "one"}]}, "given twice"),
+        ({"rows": [{"name": "a{b}", "run": "one"}]}, "without values"),
+        (
+            {"rows": [{"name": "a", "run": "one", "paper": {"kk": 1.0}}]},
+            "column 'kk'.*nearest: 'kl'",
+        ),
+        ({"columns": {"kl": {"label": "KL", "path": "a..b"}}}, "path 'a..b'"),
+        (
+            {"columns": {"kl": {"label": "K", "path": "a", "exact": True, "trials": "n"}}},
+            "at most",
+        ),
+        ({"colums": {}}, "colums.*unknown key.*columns"),
+        (
+            {"claims": [{"text": "c", "left": {"row": "REBL", "column": "kl"}, "relation": ">",
+                         "right": {"value": 0.0}}]},
+            "row 'REBL'.*nearest: 'REBEL'",
+        ),
+        (
+            {"claims": [{"text": "c", "left": {"row": "REBEL"}, "relation": ">",
+                         "right": {"value": 0.0}}]},
+            "either row and column, or value",
+        ),
+        (
+            {"claims": [{"text": "c", "left": {"value": 1.0}, "relation": "within",
+                         "right": {"value": 0.0}}]},
+            "needs a margin",
+        ),
+        (
+            {"budgets": {"laptop": {"note": "n", "runs": {
+                "one": {"config": "paper/theory_colapse"}}}}},
+            "did you mean 'paper/theory_collapse'",
+        ),
+        (
+            {"budgets": {"laptop": {"note": "n", "runs": {
+                "one": {"config": "paper/theory_collapse", "overrides": ["replicas=0"]}}}}},
+            "replicas",
+        ),
+    ],
+)  # fmt: skip
+def test_mistakes_are_named(tmp_path, changes, says):
+    with pytest.raises(ConfigError, match=f"(?s){says}"):
+        load_table(write(tmp_path, **changes))
+
+
+def test_an_unknown_table_names_the_nearest():
+    with pytest.raises(ConfigError, match="did you mean 'theory_collapse'"):
+        load_table("theory_colapse")
