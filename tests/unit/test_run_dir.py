@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from rollout.run_dir import Progress, RunDir
+from rollout.run_dir import Progress, RunDir, summary_seal
 
 
 def open_run(path, **changes):
@@ -103,7 +103,9 @@ def test_the_summary(tmp_path):
     assert not (tmp_path / "summary.json").exists()
     run.finish(weights_sha256="ff", reward=np.float32(0.5), gap=math.nan)
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary.pop("seconds") >= 0
+    assert summary["seal"] == summary_seal(summary) == summary_seal({**summary, "seal": "other"})
+    assert summary["seal"] != summary_seal({**summary, "reward": 0.25})
+    assert summary.pop("seconds") >= 0 and summary.pop("seal")
     assert summary == {
         "experiment": "alignment.on_policy",
         "status": "complete",
@@ -113,6 +115,7 @@ def test_the_summary(tmp_path):
         "weights_sha256": "ff",
         "reward": 0.5,
         "gap": None,
+        "files": {},
     }
 
 
