@@ -51,7 +51,7 @@ def subset(
         scores = leverage(_columns(full))
         rows = generator.choice(len(data), size, replace=False, p=scores / scores.sum())
     elif method == "kmeans":
-        rows = _medoids(data, full, size, generator)
+        return medoids(data, full, size, None, generator)
     else:
         assert method in ("stratified", "balanced")
         ends = terminal_count(data, size, share if method == "balanced" else None)
@@ -75,27 +75,78 @@ def _columns(full: Batch) -> np.ndarray:
     return torch.cat(parts, 1).double().numpy()
 
 
-def _medoids(
-    data: Transitions, full: Batch, size: int, generator: np.random.Generator
+def medoids(
+    data: Transitions, full: Batch, size: int, ends: int | None, generator: np.random.Generator
 ) -> np.ndarray:
-    """Next transitions to k-means centres of (s, s'); each class gets its share of `size`."""
-    from sklearn.cluster import KMeans
+    """Next transitions to the centres of k-means of (s, s'), clustered apart by action and end.
 
+    Args:
+        data: the training set; `full` the same, standardized.
+        full: see `data`.
+        size: N.
+        ends: how many are terminated, each action having half of them and of the others (or its
+            share, of any number of actions); None: every class in proportion to its transitions.
+        generator: of the clusterings' starts.
+
+    Returns:
+        Rows, others first.
+    """
     points = torch.cat([full.states, full.following], 1).double().numpy()
     classes = data.actions * 2 + data.terminated
-    kinds, counts = np.unique(classes, return_counts=True)
-    shares = np.maximum(1, np.floor(size * counts / counts.sum())).astype(int)
-    shares[counts.argmax()] += size - shares.sum()
+    kinds, there = np.unique(classes, return_counts=True)
+    if ends is None:
+        wanted = _dealt(size, there / there.sum())
+    else:
+        final = kinds % 2 == 1
+        wanted = np.zeros(len(kinds), dtype=int)
+        wanted[~final] = _dealt(size - ends, np.full((~final).sum(), 1 / (~final).sum()))
+        wanted[final] = _dealt(ends, np.full(final.sum(), 1 / final.sum()))
     chosen = []
-    for kind, share in zip(kinds, shares, strict=True):
-        rows = np.flatnonzero(classes == kind)
-        seed = int(generator.integers(2**31))
-        centres = KMeans(int(share), n_init=1, random_state=seed).fit(points[rows]).cluster_centers_
-        free = points[rows].copy()
-        for centre in centres:  # each centre its own transition
-            nearest = int(np.square(free - centre).sum(1).argmin())
-            chosen.append(rows[nearest])
-            free[nearest] = np.inf
+    for kind, count in zip(kinds, np.minimum(wanted, there), strict=True):
+        chosen.append(_nearest(points, np.flatnonzero(classes == kind), int(count), generator))
+    rows = np.concatenate(chosen)
+    # What a small class cannot give comes from the others.
+    ended = int(data.terminated[rows].sum())
+    lacking = size - len(rows)
+    if lacking:
+        short = 0 if ends is None else ends - ended
+        rest = generator.permutation(np.setdiff1d(np.arange(len(data)), rows))
+        ending = data.terminated[rest]
+        extra = [rest[ending][:short], rest[~ending][: lacking - short]]
+        rows = np.concatenate([rows, *extra])
+    return np.concatenate([rows[~data.terminated[rows]], rows[data.terminated[rows]]])
+
+
+def _dealt(size: int, shares: np.ndarray) -> np.ndarray:
+    """Whole numbers near size * shares that sum to `size`; at least one each if there is room."""
+    least = 1 if size >= len(shares) else 0
+    counts = np.maximum(least, np.floor(size * shares)).astype(int)
+    order = np.argsort(-shares, kind="stable")
+    place = 0
+    while counts.sum() != size:
+        step = 1 if counts.sum() < size else -1
+        at = order[place % len(order)]
+        if counts[at] + step >= least:
+            counts[at] += step
+        place += 1
+    return counts
+
+
+def _nearest(
+    points: np.ndarray, rows: np.ndarray, count: int, generator: np.random.Generator
+) -> np.ndarray:
+    """Of `rows`, one for each of `count` centres: the nearest that is not taken yet."""
+    from sklearn.cluster import KMeans
+
+    if count == 0:
+        return rows[:0]
+    seed = int(generator.integers(2**31))
+    centres = KMeans(count, n_init=1, random_state=seed).fit(points[rows]).cluster_centers_
+    free, chosen = points[rows].copy(), []
+    for centre in centres:
+        at = int(np.square(free - centre).sum(1).argmin())
+        chosen.append(rows[at])
+        free[at] = np.inf
     return np.array(chosen)
 
 
@@ -172,9 +223,7 @@ def clone(
     Returns:
         Networks whose mean values, maximized over actions, are the policies.
     """
-    networks = draw_networks(
-        generator, len(sets.states), ensemble, sets.states.shape[-1], actions
-    )
+    networks = draw_networks(generator, len(sets.states), ensemble, sets.states.shape[-1], actions)
     parameters = networks.parameters()
     for tensor in parameters:
         tensor.requires_grad_(True)

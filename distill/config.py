@@ -124,7 +124,7 @@ class Downstream(Settings):
     """The learner that judges a set: neural fitted Q-iteration, the same for every method."""
 
     gamma: float = Field(0.98, ge=0, lt=1, description="discount, also of the Bellman losses")
-    backups: int = Field(40, ge=1, description="rounds of value backups")
+    backups: int = Field(60, ge=1, description="rounds of value backups")
     steps: int = Field(25, ge=1, description="Adam steps of a backup, warm started")
     learning_rate: float = Field(3e-3, gt=0, description="of Adam; falls linearly to a tenth")
     weight_decay: float = Field(0.3, ge=0, description="decoupled weight decay")
@@ -147,8 +147,15 @@ class Architecture(Settings):
 
 
 class Distillation(Settings):
-    """How sets are distilled: which predictors, and what of the transitions is optimized."""
+    """How sets are distilled: what is matched, and what of the transitions is optimized."""
 
+    match: Literal["losses", "backups"] = Field(
+        "losses",
+        description="losses: Bellman losses of predictors (Algorithm 2); backups: regressions of "
+        "the fitted Q-function's backup, with `predictors` feature maps (distill.backups)",
+    )
+    ridge: float = Field(1e-3, gt=0, description="backups: rho, of the regression on the points")
+    rows: int = Field(200, ge=1, description="backups: training states in a step")
     source: Literal["random", "iterates"] = Field(
         "random",
         description="random: networks and lambda ~ N(0, 1) (the paper's); iterates: drawn around "
@@ -157,8 +164,10 @@ class Distillation(Settings):
     spread: tuple[float, float] = Field(
         (0.03, 1.0), description="iterates: smallest and largest distance from an iterate"
     )
-    iterate_ensemble: int = Field(2, ge=1, description="iterates: networks of a seed's own FQI")
-    units: int = Field(64, ge=1, description="H of the predictors")
+    iterate_ensemble: int = Field(
+        2, ge=1, description="iterates, backups: networks of each seed's own fitted Q-function"
+    )
+    units: int = Field(64, ge=1, description="H of the predictors or feature maps")
     gains: list[Annotated[float, Field(gt=0)]] = Field(
         [0.5, 1.0, 1.5], min_length=1, description="gains of their hidden layers, in turn"
     )
@@ -168,17 +177,22 @@ class Distillation(Settings):
         "states by a quadratic model of the training set",
     )
     learn_rewards: bool = Field(False, description="optimize rewards too")
+    start: Literal["stratified", "medoids"] = Field(
+        "stratified",
+        description="stratified: a random subset; medoids: the transitions next to k-means "
+        "centres, clustered apart by action and end",
+    )
     terminal_share: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="terminated share of the points; null: the training set's"
     )
-    steps: int = Field(100, ge=0, description="Adam steps")
+    steps: int = Field(100, ge=1, description="Adam steps")
     minibatch: int = Field(25, ge=1, description="predictors in a step")
     fresh_minibatch: int = Field(10, ge=1, description="predictors in a step, if drawn anew")
     fresh_rows: int = Field(256, ge=1, description="training rows in a step, if drawn anew")
     learning_rate: float = Field(0.02, gt=0, description="in standard deviations a step")
 
 
-Method = Literal["random", "stratified", "balanced", "leverage", "kmeans", "cloning"]
+Method = Literal["random", "stratified", "balanced", "leverage", "kmeans", "start", "cloning"]
 OfflineEnvironment = Literal["CartPole-v1", "MountainCar-v0", "Acrobot-v1"]
 
 
@@ -202,11 +216,13 @@ class DistillOfflineRL(Settings):
     predictors: list[Count | Literal["fresh"]] = Field(
         [20, 100, 300, "fresh"],
         min_length=1,
-        description="K, predictors whose losses are matched; fresh: others in every step",
+        description="K, predictors whose losses (or feature maps whose regressions) are matched; "
+        "fresh: others in every step",
     )
     methods: list[Method] = Field(
-        ["random", "stratified", "balanced", "leverage", "kmeans", "cloning"],
-        description="baselines beside the full data",
+        ["random", "stratified", "balanced", "leverage", "kmeans", "start", "cloning"],
+        description="baselines beside the full data; balanced: random with the distilled sets' "
+        "terminated share; start: what distillation starts from",
     )
     seeds: int = Field(20, ge=2, description="subsets, predictors and learners of each cell")
     distillation: Distillation = Distillation()

@@ -14,6 +14,9 @@ to 500 over seeds, and then no comparison says anything.
 
 from __future__ import annotations
 
+import contextlib
+import random
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -21,7 +24,10 @@ import torch
 
 from distill.config import Downstream
 from distill.predictors import Batch, Networks, Scaling, draw_networks
+from rollout.collect import first_episode_returns
 from rollout.environments import make
+from rollout.offline import d3rlpy_buffer
+from rollout.types import Transitions
 
 Watch = Callable[[int, Networks], None]
 
@@ -129,7 +135,49 @@ def greedy_returns(
 
 
 def d3rlpy_return(
-    transitions: "Transitions", environment: str, steps: int, episodes: int, seed: int
+    transitions: Transitions,
+    environment: str,
+    gamma: float,
+    steps: int,
+    episodes: int,
+    seed: int,
 ) -> float:
-    """Mean return of d3rlpy's DQN trained for `steps` on a set of single transitions."""
-    raise NotImplementedError
+    """Mean return of d3rlpy's DQN after `steps` gradient steps on a set.
+
+    d3rlpy draws from the global generators; whoever calls finds theirs as they left them.
+    """
+    import d3rlpy
+    from d3rlpy.algos import DQNConfig
+    from d3rlpy.logging import NoopAdapterFactory
+    from d3rlpy.models.encoders import VectorEncoderFactory
+    from d3rlpy.preprocessing import StandardObservationScaler
+
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    d3rlpy.seed(seed)
+    try:
+        copies = make(environment, episodes)
+        buffer = d3rlpy_buffer(transitions, copies.actions)
+        learner = DQNConfig(
+            batch_size=min(32, len(transitions)),
+            learning_rate=1e-3,
+            gamma=gamma,
+            target_update_interval=100,
+            observation_scaler=StandardObservationScaler(),
+            encoder_factory=VectorEncoderFactory([64, 64]),
+        ).create(device="cpu")
+        with contextlib.redirect_stdout(sys.stderr):  # d3rlpy logs to standard output
+            learner.fit(
+                buffer,
+                n_steps=steps,
+                n_steps_per_epoch=steps,
+                logger_adapter=NoopAdapterFactory(),
+                show_progress=False,
+                save_interval=2,
+            )
+        returns = first_episode_returns(learner.predict, copies, seed)
+        copies.close()
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
+    return float(returns.mean())

@@ -74,12 +74,19 @@ def starting_rows(
 
 
 def gather(full: Batch, rows: np.ndarray) -> Batch:
-    """Sets [G, N] of a batch's points, at `rows` [G, N]; terminated alike in every set."""
+    """Sets [G, N] of a batch's points, at `rows` [G, N].
+
+    `terminated` is [N] where it is alike in every set, else [G, N].
+    """
     index = torch.as_tensor(rows)
     ends = full.terminated[index]
-    assert bool((ends == ends[:1]).all()), "terminated differs between the sets"
+    alike = bool((ends == ends[:1]).all())
     return Batch(
-        full.states[index], full.actions[index], full.rewards[index], full.following[index], ends[0]
+        full.states[index],
+        full.actions[index],
+        full.rewards[index],
+        full.following[index],
+        ends[0] if alike else ends,
     )
 
 
@@ -116,12 +123,17 @@ class Bank:
             self.end[:, take],
         )
 
+    def turn(self, step: int, minibatch: int) -> Bank:
+        """The minibatch of step `step`: each predictor as often as any other."""
+        count = self.scales.shape[1]
+        turns = max(1, count // minibatch)
+        start = step % turns * minibatch
+        return self.part(start, count if step % turns == turns - 1 else start + minibatch)
+
     def error(self, batch: Batch, gamma: float) -> torch.Tensor:
         """Relative errors (L_on / L_on_train - 1, L_end / L_end_train - 1), [2, G, K]."""
         on, end = bellman_losses(self.networks, self.scales, batch, gamma)
-        return torch.stack(
-            [on / self.on.clamp(min=FLOOR) - 1, end / self.end.clamp(min=FLOOR) - 1]
-        )
+        return torch.stack([on / self.on.clamp(min=FLOOR) - 1, end / self.end.clamp(min=FLOOR) - 1])
 
 
 Draw = Callable[[int], tuple[Networks, torch.Tensor]]
@@ -134,7 +146,12 @@ def random_networks(
 
     def draw(count: int) -> tuple[Networks, torch.Tensor]:
         networks = draw_networks(
-            generator, groups, count, full.states.shape[-1], actions, **shape  # type: ignore[arg-type]
+            generator,
+            groups,
+            count,
+            full.states.shape[-1],
+            actions,
+            **shape,  # type: ignore[arg-type]
         )
         scales = generator.standard_normal((groups, count), dtype=np.float32)
         return networks, torch.as_tensor(scales)
@@ -169,7 +186,12 @@ def near_iterates(
 
     def draw(count: int) -> tuple[Networks, torch.Tensor]:
         around = draw_networks(
-            generator, groups, count, width, actions, **shape  # type: ignore[arg-type]
+            generator,
+            groups,
+            count,
+            width,
+            actions,
+            **shape,  # type: ignore[arg-type]
         )
         chosen = torch.as_tensor(generator.integers(0, available, (groups, count)))
         rows = torch.arange(groups)[:, None]
@@ -268,8 +290,29 @@ class Points:
         if dynamics is not None:
             moved = moved - dynamics(start.states, start.actions)
         return cls(
-            start.states.clone(), moved / domain.spread, start.rewards.clone(), start, domain,
+            start.states.clone(),
+            moved / domain.spread,
+            start.rewards.clone(),
+            start,
+            domain,
             dynamics,
+        )
+
+    def learned(self, displacements: bool, rewards: bool) -> list[torch.Tensor]:
+        """States, and the others on request, ready for gradients."""
+        chosen = [self.states] + [self.displacements] * displacements + [self.rewards] * rewards
+        return [tensor.requires_grad_(True) for tensor in chosen]
+
+    @torch.no_grad()
+    def result(self) -> Batch:
+        """The transitions they stand for, without gradients."""
+        made = self.batch()
+        return Batch(
+            made.states.clone(),
+            made.actions,
+            made.rewards.detach().clone(),
+            made.following.clone(),
+            made.terminated,
         )
 
     def batch(self) -> Batch:
@@ -279,16 +322,14 @@ class Points:
         if self.dynamics is not None:
             moved = moved + self.dynamics(states, self.start.actions)
         following = self.domain.inside(states + moved)
-        return Batch(
-            states, self.start.actions, self.rewards, following, self.start.terminated
-        )
+        return Batch(states, self.start.actions, self.rewards, following, self.start.terminated)
 
 
 def distill(
     full: Batch,
     start: Batch,
     draw: Draw,
-    predictors: int | None,
+    bank: Bank | None,
     gamma: float,
     steps: int = 300,
     minibatch: int = 25,
@@ -296,15 +337,16 @@ def distill(
     dynamics: Dynamics | None = None,
     learn_rewards: bool = False,
     rows: np.random.Generator | None = None,
+    row_count: int = 256,
 ) -> Batch:
     """Optimize G sets at once from `start`, each for its own predictors.
 
     Args:
         full: the training set.
         start: G starting subsets.
-        draw: predictors for all groups.
-        predictors: K, drawn once and used `minibatch` at a time in turn; None: fresh ones in every
-            step, with training losses on the terminated and 1,000 other rows drawn by `rows`.
+        draw: where fresh predictors come from.
+        bank: K predictors, used `minibatch` at a time in turn; None: fresh ones in every step,
+            with training losses on the terminated and `row_count` other rows drawn by `rows`.
         gamma: discount.
         steps: of Adam, with the rate falling linearly to a twentieth.
         minibatch: predictors in a step.
@@ -312,42 +354,43 @@ def distill(
         dynamics: next states follow the states by these dynamics; None: they are optimized freely.
         learn_rewards: optimize rewards too.
         rows: generator for fresh predictors' training rows.
+        row_count: see `bank`.
 
     Returns:
         The distilled points.
     """
     points = Points.of(start, Domain.of(full), dynamics)
-    learned = [points.states] + [points.rewards] * learn_rewards
-    if dynamics is None:
-        learned.append(points.displacements)
-    for tensor in learned:
-        tensor.requires_grad_(True)
-    optimizer = torch.optim.Adam(learned, lr=learning_rate)
-    bank = None if predictors is None else Bank.of(*draw(predictors), full, gamma)
-    minibatch = min(minibatch, predictors or minibatch)
+    minimize = Descent(points.learned(dynamics is None, learn_rewards), learning_rate, steps)
     for step in range(steps):
         if bank is None:
             assert rows is not None
-            part = Bank.of(*draw(minibatch), _some(full, rows), gamma)
+            part = Bank.of(*draw(minibatch), _some(full, rows, row_count), gamma)
         else:
-            first = step * minibatch % (predictors - minibatch + 1)  # type: ignore[operator]
-            part = bank.part(first, first + minibatch)
-        optimizer.param_groups[0]["lr"] = learning_rate * (1 - 0.95 * step / steps)
+            part = bank.turn(step, minibatch)
         error = part.error(points.batch(), gamma)
         # Losses far above the training set's pull no harder than losses far below.
         loss = torch.nn.functional.smooth_l1_loss(error, torch.zeros_like(error), reduction="none")
-        optimizer.zero_grad(set_to_none=True)
-        loss.mean(2).sum().backward()
-        optimizer.step()
-    with torch.no_grad():
-        result = points.batch()
-    return Batch(
-        result.states.detach(), result.actions, result.rewards.detach(),
-        result.following.detach(), result.terminated,
-    )
+        minimize(loss.mean(2).sum())
+    return points.result()
 
 
-def _some(full: Batch, generator: np.random.Generator, count: int = 1000) -> Batch:
+class Descent:
+    """Adam whose rate falls linearly to a twentieth over `steps`."""
+
+    def __init__(self, learned: list[torch.Tensor], rate: float, steps: int) -> None:
+        self.optimizer = torch.optim.Adam(learned, lr=rate)
+        self.rate, self.steps, self.done = rate, steps, 0
+
+    def __call__(self, loss: torch.Tensor) -> None:
+        """One step down `loss`."""
+        self.optimizer.param_groups[0]["lr"] = self.rate * (1 - 0.95 * self.done / self.steps)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.done += 1
+
+
+def _some(full: Batch, generator: np.random.Generator, count: int) -> Batch:
     """All terminated rows and `count` of the others."""
     others = torch.nonzero(~full.terminated)[:, 0]
     if len(others) <= count:
@@ -357,6 +400,20 @@ def _some(full: Batch, generator: np.random.Generator, count: int = 1000) -> Bat
 
 
 @torch.no_grad()
-def held_out_error(batch: Batch, bank: Bank, gamma: float) -> torch.Tensor:
-    """Median over held-out predictors of |L / L_train - 1|, mean of both kinds, [G]."""
-    return bank.error(batch, gamma).abs().median(2).values.mean(0)
+def held_out_error(sets: Batch, bank: Bank, gamma: float) -> torch.Tensor:
+    """Median over predictors never used of |L / L_train - 1|, mean of both kinds, [G].
+
+    A set without terminated transitions has L_end = 0: an error of 1.
+    """
+    errors = []
+    for group in range(len(sets.actions)):
+        ends = sets.terminated if sets.terminated.dim() == 1 else sets.terminated[group]
+        one = Batch(
+            sets.states[group],
+            sets.actions[group],
+            sets.rewards[group],
+            sets.following[group],
+            ends,
+        )
+        errors.append(bank.error(one, gamma).abs().median(2).values.mean(0))
+    return torch.cat(errors)

@@ -124,7 +124,7 @@ class Networks:
             self.activation,
         )
 
-    def part(self, start: int, stop: int) -> Networks:
+    def part(self, start: int, stop: int | None) -> Networks:
         """Predictors start..stop of every group."""
         take = slice(start, stop)
         return Networks(

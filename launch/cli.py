@@ -48,6 +48,15 @@ class Executor(StrEnum):
     ray = "ray"
 
 
+class ExportForm(StrEnum):
+    """What stored rounds can be written as."""
+
+    preferences = "preferences"
+    minari = "minari"
+    d3rlpy = "d3rlpy"
+    datasets = "datasets"
+
+
 FormatOption = Annotated[Format, typer.Option("--format", help="For a person or a program.")]
 StagedOption = Annotated[
     bool, typer.Option("--staged", help="A process for each phase: collect, update, collect, ...")
@@ -214,6 +223,9 @@ def store_export(
     destination: Annotated[
         Path, typer.Argument(metavar="OUT", help="A new FILE.jsonl, or a folder for `datasets`.")
     ],
+    to: Annotated[
+        ExportForm, typer.Option(help="preferences, from completions; the others, from transitions")
+    ] = ExportForm.preferences,
     rounds: Annotated[
         list[int] | None, typer.Option("--round", help="Only this round; may be given again.")
     ] = None,
@@ -221,11 +233,19 @@ def store_export(
         str | None, typer.Option(help="Run, model folder or Hub name [default: the run's policy]")
     ] = None,
 ) -> None:
-    """Write stored completions as a preference data set: best against worst of each prompt."""
+    """Write stored rounds for others: completions as preferences, best against worst; transitions.
+
+    OUT is FILE.jsonl or a folder of `datasets` for preferences, a folder of Minari or `datasets`,
+    or a file that d3rlpy's `ReplayBuffer.load` reads.
+    """
 
     def work() -> None:
-        from launch.store_view import export
+        from launch.store_view import export, export_transitions
 
+        if to is not ExportForm.preferences:
+            count = export_transitions(directory, destination, rounds, to.value)
+            sys.stderr.write(f"{destination}: {count} transitions\n")
+            return
         counts = export(directory, destination, rounds, tokenizer)
         told = ", ".join(f"{count} {name}" for name, count in counts.items())
         sys.stderr.write(f"{destination}: {told}\n")

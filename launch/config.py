@@ -120,6 +120,11 @@ EXPERIMENTS = {
         "distill.regression_study:run",
         "regression data distilled by matching losses: held-out and test error against k and N",
     ),
+    "distill.offline_rl": Experiment(
+        "distill.config:DistillOfflineRL",
+        "distill.offline_rl_study:run",
+        "offline RL data distilled by matching Bellman losses or backups: returns against subsets",
+    ),
     "rl.pqn": Experiment(
         "rl.config:PQN",
         "rl.pqn:run",

@@ -9,7 +9,7 @@ import numpy as np
 
 from launch.config import ConfigError, read
 from rollout.store import RoundStore
-from rollout.types import Completions
+from rollout.types import Completions, Transitions
 
 
 def open_store(path: Path) -> RoundStore:
@@ -108,6 +108,33 @@ def export(
     from rollout.export import export_preferences
 
     return export_preferences(rounds, load_tokenizer(name, "--tokenizer"), destination)
+
+
+def export_transitions(path: Path, destination: Path, wanted: list[int] | None, form: str) -> int:
+    """Write rounds of transitions for Minari, d3rlpy or datasets; return how many transitions.
+
+    Raises:
+        ConfigError: no such round, or one of completions.
+    """
+    store = open_store(path)
+    absent = sorted(set(wanted or []) - set(store.rounds()))
+    if absent:
+        raise ConfigError(f"--round {absent}: not finished here; there are {store.rounds()}")
+    parts: list[Transitions] = []
+    environment = None
+    for index in wanted or store.rounds():
+        stored = store.read(index)
+        if not isinstance(stored.data, Transitions):
+            raise ConfigError(
+                f"--to {form}: round {index} holds completions; only transitions can be written so"
+            )
+        parts.append(stored.data)
+        environment = stored.manifest.get("distilled_from", {}).get("environment", environment)
+    from rollout import offline
+
+    data = Transitions.concatenate(parts)
+    offline.export_transitions(data, destination, form, environment or "none")
+    return len(data)
 
 
 def find_tokenizer(path: Path, given: str | None) -> Path | None:

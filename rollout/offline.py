@@ -11,6 +11,8 @@ Names of sources:
 
 from __future__ import annotations
 
+import io
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rollout import cartpole
+from rollout.files import atomic_directory, write_bytes
 from rollout.store import RoundStore
 from rollout.types import Transitions
 
@@ -201,3 +204,94 @@ def from_d3rlpy(parts: Iterable[Any]) -> Transitions:
             )
         )
     return Transitions.concatenate(batches)
+
+
+def to_d3rlpy(transitions: Transitions) -> list[Any]:
+    """Episodes of d3rlpy with exactly these transitions.
+
+    Rows in order of time make whole episodes. Where an episode was cut, its last transition needs
+    the observation it ended with, which d3rlpy keeps only with an action after it: one more step
+    is appended, whose action 0 and reward 0 d3rlpy never samples.
+    """
+    from d3rlpy.dataset import Episode
+
+    made = []
+    for episode in episodes(transitions):
+        ended = bool(episode.terminated[-1])
+        observations, actions, rewards = episode.observations, episode.actions, episode.rewards
+        if not ended:
+            observations = np.concatenate([observations, episode.next_observations[-1:]])
+            actions = np.concatenate([actions, np.zeros_like(actions[:1])])
+            rewards = np.concatenate([rewards, np.zeros_like(rewards[:1])])
+        made.append(
+            Episode(
+                observations,
+                actions.reshape(len(actions), -1),
+                rewards.astype(np.float32).reshape(-1, 1),
+                terminated=ended,
+            )
+        )
+    return made
+
+
+def d3rlpy_buffer(transitions: Transitions, actions: int) -> Any:
+    """A d3rlpy ReplayBuffer of these transitions, for discrete actions 0..actions-1."""
+    import d3rlpy
+    from d3rlpy.dataset import InfiniteBuffer, ReplayBuffer
+
+    return ReplayBuffer(
+        InfiniteBuffer(),
+        episodes=to_d3rlpy(transitions),
+        action_space=d3rlpy.ActionSpace.DISCRETE,
+        action_size=actions,
+    )
+
+
+# -- a folder or file of one's own -----------------------------------------------------------------
+
+
+def export_transitions(transitions: Transitions, path: Path, form: str, about: str) -> None:
+    """Write transitions where others read them.
+
+    Args:
+        transitions: at least one; for Minari and d3rlpy in order of time, or single steps.
+        path: a new one.
+        form: "minari", a folder for `minari.MinariDataset(path / "data")`; "d3rlpy", a file for
+            `ReplayBuffer.load`; "datasets", a folder for `datasets.load_from_disk`.
+        about: Gymnasium id of the environment, which Minari records.
+
+    Raises:
+        ValueError: `path` exists, or the rows are not in order of time.
+    """
+    assert form in ("minari", "d3rlpy", "datasets")
+    if path.exists():
+        raise ValueError(f"{path}: exists; export elsewhere or remove it first")
+    if form == "datasets":
+        from datasets import Dataset
+
+        with atomic_directory(path) as folder:
+            Dataset(transitions.to_arrow()).save_to_disk(folder)
+    elif form == "d3rlpy":
+        buffer = d3rlpy_buffer(transitions, int(transitions.actions.max()) + 1)
+        file = io.BytesIO()
+        buffer.dump(file)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, file.getvalue())
+    else:
+        _minari_folder(transitions, path, about)
+
+
+def _minari_folder(transitions: Transitions, path: Path, environment: str) -> None:
+    """Minari writes below MINARI_DATASETS_PATH alone: there first, then moved."""
+    before = os.environ.get("MINARI_DATASETS_PATH")
+    with atomic_directory(path) as folder:
+        os.environ["MINARI_DATASETS_PATH"] = str(folder)
+        try:
+            to_minari(transitions, "export-v0", environment)
+        finally:
+            if before is None:
+                del os.environ["MINARI_DATASETS_PATH"]
+            else:
+                os.environ["MINARI_DATASETS_PATH"] = before
+        (folder / "export-v0" / "data").rename(folder / "data")
+        (folder / "export-v0").rmdir()

@@ -1,0 +1,169 @@
+"""Matching Bellman backups instead of Bellman losses: distilling by closed-form regression.
+
+Fitted Q-iteration on a set D repeats Q -> T_D Q, the regression of r + gamma max_a' Q(s', a') on
+(s, a). Equal losses of sampled predictors say little about where the minimum of that regression
+lies. So this matches the minimum: for features phi of a random network and Q fitted to the
+training set,
+
+    T_syn Q (s, a) = phi(s, a)^T Phi^T (Phi Phi^T + N rho I)^-1 y,      y_i = r_i + gamma (1 - end_i) V(s'_i)
+
+    minimize over the points   mean_(s, a) (T_syn Q - Q)^2 / Var Q  +  mean_s (gap of T_syn Q - gap of Q)^2 / mean gap^2
+
+over states s of the training set with every action a; the gap is Q(s, a) - mean_a Q(s, a), what a
+greedy policy reads and a hundredth of Q's variance in CartPole. Phi [N, D] are the points'
+features. If every backup errs by less than e, fitted Q-iteration on the small set ends within
+e / (1 - gamma) of the training set's. In place of K predictors there are K feature maps.
+
+The traps. Without the gap's own term the greedy policy is noise. Too small a ridge rho lets points
+carry targets that only interpolation can read: networks cannot, and returns fall below the
+starting subset's. Q comes from fitted Q-iteration on the training set: one model is trained on it,
+before distilling, unlike in Algorithm 2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from distill.offline_rl import Descent, Domain, Dynamics, Points
+from distill.predictors import Batch, Networks, draw_networks
+
+Maps = Callable[[int], Networks]
+
+
+def feature_maps(
+    generator: np.random.Generator,
+    count: int | None,
+    groups: int,
+    state_width: int,
+    actions: int,
+    **shape: object,
+) -> Maps:
+    """Step -> one feature map a group [G, 1]: of K drawn once, in turn, or fresh in every step.
+
+    A fresh map's gain is that of its step, in turn too.
+    """
+    gains = list(shape.pop("gains"))  # type: ignore[call-overload]
+
+    def draw(number: int, gain: list[float]) -> Networks:
+        return draw_networks(
+            generator,
+            groups,
+            number,
+            state_width,
+            actions,
+            gains=gain,
+            **shape,  # type: ignore[arg-type]
+        )
+
+    if count is None:
+        return lambda step: draw(1, [gains[step % len(gains)]])
+    bank = draw(count, gains)
+    return lambda step: bank.part(step % count, step % count + 1)
+
+
+def with_constant(features: torch.Tensor) -> torch.Tensor:
+    """Features [G, 1, N, H] -> [G, N, H + 1], of norm about 1, and a constant 1/2."""
+    scaled = features[:, 0] / math.sqrt(features.shape[-1])
+    return torch.cat([scaled, torch.full_like(scaled[..., :1], 0.5)], -1)
+
+
+def regressed(features: torch.Tensor, targets: torch.Tensor, ridge: float) -> torch.Tensor:
+    """Ridge weights [G, D] for features [G, N, D], targets [G, N]: (Phi^T Phi / N + rho I)^-1 ...
+
+    in the dual form Phi^T (Phi Phi^T + N rho I)^-1 y, since there are fewer points than features.
+    """
+    points = features.shape[1]
+    kernel = features @ features.transpose(1, 2) + points * ridge * torch.eye(points)
+    dual = torch.linalg.solve(kernel, targets[..., None])
+    return (features.transpose(1, 2) @ dual)[..., 0]
+
+
+def backup(q: Networks, batch: Batch, gamma: float) -> torch.Tensor:
+    """y [G, N], in the units of `distill.evaluate.fitted_q`, of the mean of a group's networks."""
+    ahead = q.values(batch.following).mean(1).amax(-1)
+    alive = 1.0 - batch.terminated.to(ahead.dtype)
+    return (1 - gamma) * batch.rewards + gamma * alive * ahead
+
+
+def mismatch(
+    maps: Networks,
+    batch: Batch,
+    q: Networks,
+    states: torch.Tensor,
+    wanted: torch.Tensor,
+    gamma: float,
+    ridge: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean squared errors of T_syn Q and of its gaps, each [G].
+
+    Args:
+        maps: a feature map for each group [G, 1].
+        batch: the points.
+        q: Q, [G, E].
+        states: where to compare [B, d].
+        wanted: Q there [G, B, A].
+        gamma: discount.
+        ridge: rho.
+    """
+    features = with_constant(maps.features(batch.states, batch.actions))
+    weights = regressed(features, backup(q, batch, gamma), ridge)
+    found = torch.stack(
+        [(with_constant(part) @ weights[..., None])[..., 0] for part in maps.all_features(states)],
+        -1,
+    )
+    error = found - wanted
+    return error.square().mean((1, 2)), gap(error).square().mean((1, 2))
+
+
+def gap(values: torch.Tensor) -> torch.Tensor:
+    """Q(s, a) - mean_a Q(s, a)."""
+    return values - values.mean(-1, keepdim=True)
+
+
+def distill_backups(
+    full: Batch,
+    start: Batch,
+    q: Networks,
+    maps: Maps,
+    gamma: float,
+    generator: np.random.Generator,
+    ridge: float = 1e-3,
+    steps: int = 200,
+    rows: int = 200,
+    learning_rate: float = 0.03,
+    dynamics: Dynamics | None = None,
+    learn_rewards: bool = False,
+) -> Batch:
+    """Optimize G sets at once from `start`.
+
+    Args:
+        full: the training set.
+        start: G starting subsets.
+        q: fitted to the training set, E networks with one mean for each group [G, E].
+        maps: feature map of each step.
+        gamma: discount.
+        generator: of the training states of each step.
+        ridge: rho.
+        steps: of Adam.
+        rows: training states in a step.
+        learning_rate: in standard deviations a step.
+        dynamics: next states follow the states by these; None: they are optimized freely.
+        learn_rewards: optimize rewards too.
+    """
+    points = Points.of(start, Domain.of(full), dynamics)
+    minimize = Descent(points.learned(dynamics is None, learn_rewards), learning_rate, steps)
+    with torch.no_grad():
+        wanted = q.values(full.states).mean(1)
+        variance = wanted.var((1, 2)).clamp(min=1e-12)
+        gaps = gap(wanted).square().mean((1, 2)).clamp(min=1e-12)
+    for step in range(steps):
+        chosen = torch.as_tensor(generator.integers(0, len(full.states), rows))
+        values, between = mismatch(
+            maps(step), points.batch(), q, full.states[chosen], wanted[:, chosen], gamma, ridge
+        )
+        minimize((values / variance + between / gaps).sum())
+    return points.result()

@@ -1,0 +1,318 @@
+"""Distilled offline RL sets against subsets of their training set: returns and Bellman errors.
+
+A cell is one training set, method and size (and number of predictors), for all seeds at once. Seed
+i has the same training set, and its own subset, predictors, learner and episodes; the subset that
+distillation starts from, the learner's initial weights and the episodes are the same for all
+methods of a size, so that differences are paired.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from distill import baselines
+from distill.backups import distill_backups, feature_maps
+from distill.config import DistillOfflineRL, Downstream
+from distill.data import training_set
+from distill.evaluate import fitted_q, greedy_returns
+from distill.offline_rl import (
+    Bank,
+    Draw,
+    Dynamics,
+    check,
+    distill,
+    gather,
+    held_out_error,
+    near_iterates,
+    random_networks,
+    starting_rows,
+    terminal_count,
+)
+from distill.predictors import Batch, Networks, Scaling
+from rollout import cells
+from rollout.environments import make
+from rollout.randomness import Streams
+from rollout.run_dir import RunDir
+from rollout.types import Transitions
+
+ITERATES = (0.02, 0.05, 0.1, 0.17, 0.27, 0.4, 0.57, 0.75, 1.0)  # of all backups
+PARTS = ("states", "rewards", "following")
+
+
+def run(config: DistillOfflineRL, run_dir: RunDir) -> dict[str, Any]:
+    """Every cell, the paired tests, the distilled rounds with their card, and the figure."""
+    work = Work(config)
+    plan = work.plan()
+    results = cells.each(run_dir, [name for name, _ in plan], work.cell, "offline RL cells")
+    from distill.offline_rl_report import finish
+
+    named = {name: arrays for (name, _), arrays in zip(plan, results, strict=True)}
+    summary = finish(config, run_dir, work, plan, named)
+    summary["weights_sha256"] = cells.seal(run_dir, [name for name, _ in plan], results)
+    return summary
+
+
+class Source:
+    """One training set with what every cell on it needs."""
+
+    def __init__(self, config: DistillOfflineRL, kind: str) -> None:
+        self.data = training_set(config.environment, kind, config.data_size, config.data_seed)
+        self.scaling = Scaling.of(self.data)
+        self.full = self.scaling.batch(self.data)
+
+    def raw(self, states: np.ndarray) -> np.ndarray:
+        """Standardized states in the environment's units."""
+        return (states * self.scaling.scale + self.scaling.centre).astype(np.float32)
+
+
+class Work:
+    """One cell at a time; training sets and predictors are kept between cells that share them."""
+
+    def __init__(self, config: DistillOfflineRL) -> None:
+        self.config = config
+        self.streams = Streams(config.seed)
+        copies = make(config.environment, 1)
+        self.actions = copies.actions
+        copies.close()
+        self.sources: dict[str, Source] = {}
+        self.kept: dict[tuple[str, str], Any] = {}
+        largest = max(config.sizes)
+        for kind in config.data:
+            source = self.source(kind)
+            for size in config.sizes:
+                check(source.data, size, self.ends(kind, size), self.actions)
+            if len(source.data) <= largest:
+                raise ValueError(f"sizes={config.sizes}: {kind} has {len(source.data)} transitions")
+
+    def source(self, kind: str) -> Source:
+        """The training set `kind`."""
+        if kind not in self.sources:
+            self.sources[kind] = Source(self.config, kind)
+        return self.sources[kind]
+
+    def plan(self) -> list[tuple[str, dict[str, Any]]]:
+        """Names and descriptions of all cells, in the order they are computed."""
+        config, plan = self.config, []
+        for kind in config.data:
+            plan.append((f"{kind}-full", {"data": kind, "method": "full", "size": None}))
+            for size in config.sizes:
+                for method in config.methods:
+                    about: dict[str, Any] = {"data": kind, "method": method, "size": size}
+                    plan.append((f"{kind}-{size}-{method}", about))
+                for count in config.predictors:
+                    about = {"data": kind, "method": "distilled", "size": size, "predictors": count}
+                    plan.append((f"{kind}-{size}-distilled-{count}", about))
+        return plan
+
+    def ends(self, kind: str, size: int, natural: bool = False) -> int:
+        """Terminated points of a distilled set, or with `natural` of a stratified one."""
+        share = None if natural else self.config.distillation.terminal_share
+        return terminal_count(self.source(kind).data, size, share)
+
+    def cell(self, index: int) -> cells.Arrays:
+        """Sets, returns and errors of one cell."""
+        about = self.plan()[index][1]
+        kind, method, size = about["data"], about["method"], about["size"]
+        source, config = self.source(kind), self.config
+        if method == "full":
+            return {"returns": self._returns(kind, None, source.full, config.downstream)}
+        count = about.get("predictors")
+        sets = self._sets(kind, method, size, count)
+        arrays = {f"weights_{part}": getattr(sets, part).numpy() for part in PARTS}
+        arrays["actions"], arrays["terminated"] = sets.actions.numpy(), sets.terminated.numpy()
+        if method == "cloning":
+            arrays["returns"] = self._cloned(kind, size, sets)
+            return arrays
+        arrays["returns"] = self._returns(kind, size, sets, config.downstream)
+        if size == config.sizes[0]:
+            for place, shape in enumerate(config.transfer):
+                learner = config.downstream.model_copy(update=shape.model_dump())
+                arrays[f"transfer_{place}"] = self._returns(kind, size, sets, learner)
+        arrays["held_out"] = self._held_out(kind, sets)
+        return arrays
+
+    # -- sets --------------------------------------------------------------------------------------
+
+    def _sets(self, kind: str, method: str, size: int, count: Any) -> Batch:
+        if method == "cloning":
+            start = self._start(kind, size)
+            draw = self.streams.data("cloning", kind, size)
+            return baselines.distill_cloning(self.source(kind).full, start, self.actions, draw)
+        if method == "start":
+            return self._start(kind, size)
+        if method == "distilled":
+            return self._distilled(kind, size, count)
+        source = self.source(kind)
+        share = self.config.distillation.terminal_share
+        rows = [
+            baselines.subset(method, source.data, source.full, size, share, draw)
+            for draw in self._draws(method, kind, size)
+        ]
+        return gather(source.full, np.stack(rows))
+
+    def _draws(self, method: str, kind: str, size: int) -> list[np.random.Generator]:
+        return [
+            self.streams.data("subset", method, kind, size, seed)
+            for seed in range(self.config.seeds)
+        ]
+
+    def _start(self, kind: str, size: int) -> Batch:
+        """What distillation starts from."""
+        source, ends = self.source(kind), self.ends(kind, size)
+        rows = []
+        for draw in self._draws("start", kind, size):
+            if self.config.distillation.start == "medoids":
+                rows.append(baselines.medoids(source.data, source.full, size, ends, draw))
+            else:
+                rows.append(starting_rows(source.data.terminated, size, ends, draw))
+        return gather(source.full, np.stack(rows))
+
+    def _distilled(self, kind: str, size: int, count: Any) -> Batch:
+        source, settings = self.source(kind), self.config.distillation
+        gamma, fresh = self.config.downstream.gamma, count == "fresh"
+        dynamics = None
+        if settings.next_states == "dynamics":
+            dynamics = Dynamics.of(source.full, self.actions)
+        rows = self.streams.data("training rows", kind, size, count)
+        start = self._start(kind, size)
+        shared: dict[str, Any] = {
+            "steps": settings.steps,
+            "learning_rate": settings.learning_rate,
+            "dynamics": dynamics,
+            "learn_rewards": settings.learn_rewards,
+        }
+        if settings.match == "backups":
+            maps = feature_maps(
+                self.streams.data("maps", kind, size if fresh else "bank"),
+                None if fresh else count,
+                self.config.seeds,
+                source.full.states.shape[-1],
+                self.actions,
+                units=settings.units,
+                gains=settings.gains,
+            )
+            q = self._iterates(kind).part(-settings.iterate_ensemble, None)
+            return distill_backups(
+                source.full,
+                start,
+                q,
+                maps,
+                gamma,
+                rows,
+                ridge=settings.ridge,
+                rows=settings.rows,
+                **shared,
+            )
+        return distill(
+            source.full,
+            start,
+            self._draw(kind, size if fresh else None),
+            None if fresh else self._bank(kind, count),
+            gamma,
+            minibatch=settings.fresh_minibatch if fresh else settings.minibatch,
+            rows=rows,
+            row_count=settings.fresh_rows,
+            **shared,
+        )
+
+    # -- predictors --------------------------------------------------------------------------------
+
+    def _draw(self, kind: str, size: int | None) -> Draw:
+        """Predictors of every seed; fresh ones (with a size) and a bank's have their own streams."""
+        settings, seeds = self.config.distillation, self.config.seeds
+        generator = self.streams.data("predictors", kind, "bank" if size is None else size)
+        shape = {"units": settings.units, "gains": settings.gains}
+        if settings.source == "random":
+            full = self.source(kind).full
+            return random_networks(generator, full, seeds, self.actions, **shape)
+        scale = 1 - self.config.downstream.gamma
+        return near_iterates(generator, self._iterates(kind), scale, settings.spread, **shape)
+
+    def _bank(self, kind: str, count: int) -> Bank:
+        """The first K of the seeds' predictors, the same for every size; losses computed once."""
+        if ("bank", kind) not in self.kept:
+            self.kept = {key: value for key, value in self.kept.items() if key[0] != "bank"}
+            largest = max(count for count in self.config.predictors if count != "fresh")
+            networks, scales = self._draw(kind, None)(largest)
+            gamma = self.config.downstream.gamma
+            self.kept["bank", kind] = Bank.of(networks, scales, self.source(kind).full, gamma)
+        return self.kept["bank", kind].part(0, count)
+
+    def _iterates(self, kind: str) -> Networks:
+        """Fitted Q-iterates of the training set [seeds, iterates x networks], each seed its own."""
+        if ("iterates", kind) not in self.kept:
+            settings, downstream = self.config.distillation, self.config.downstream
+            learner = downstream.model_copy(
+                update={"ensemble": settings.iterate_ensemble, "depth": 1, "activation": "tanh"}
+            )
+            wanted = {max(1, round(part * learner.backups)) for part in ITERATES}
+            seen: list[Networks] = []
+
+            def watch(backup: int, average: Networks) -> None:
+                if backup in wanted:
+                    seen.append(average.copy())
+
+            draw = self.streams.data("iterates", kind)
+            full = self.source(kind).full
+            fitted_q(full, self.actions, learner, draw, groups=self.config.seeds, watch=watch)
+            self.kept["iterates", kind] = Networks(
+                torch.cat([one.first for one in seen], 1),
+                torch.cat([one.action for one in seen], 1),
+                [],
+                torch.cat([one.head for one in seen], 1),
+                torch.cat([one.offset for one in seen], 1),
+            )
+        return self.kept["iterates", kind]
+
+    # -- judging -----------------------------------------------------------------------------------
+
+    def _returns(self, kind: str, size: int | None, sets: Batch, learner: Downstream) -> np.ndarray:
+        """Return of every seed's learner [seeds]."""
+        groups = self.config.seeds if size is None else None
+        draw = self.streams.data("learner", kind, size or 0)
+        networks = fitted_q(sets, self.actions, learner, draw, groups=groups)
+        return self._play(kind, networks)
+
+    def _cloned(self, kind: str, size: int, sets: Batch) -> np.ndarray:
+        draw = self.streams.data("learner", kind, size)
+        ensemble = self.config.downstream.ensemble
+        return self._play(kind, baselines.clone(sets, self.actions, draw, ensemble))
+
+    def _play(self, kind: str, networks: Networks) -> np.ndarray:
+        seed = self.streams.data_seed("episodes", kind)
+        config, scaling = self.config, self.source(kind).scaling
+        return greedy_returns(networks, scaling, config.environment, config.episodes, seed)
+
+    def _held_out(self, kind: str, sets: Batch) -> np.ndarray:
+        """Relative Bellman error on random networks never used [seeds]."""
+        if ("held out", kind) not in self.kept:
+            draw = self.streams.data("held out", kind)
+            full = self.source(kind).full
+            settings = self.config.distillation
+            networks, scales = random_networks(
+                draw, full, 1, self.actions, units=settings.units, gains=settings.gains
+            )(self.config.held_out)
+            gamma = self.config.downstream.gamma
+            self.kept["held out", kind] = Bank.of(networks, scales, full, gamma)
+        bank = self.kept["held out", kind]
+        return held_out_error(sets, bank, self.config.downstream.gamma).numpy()
+
+    def transitions(self, kind: str, arrays: cells.Arrays, seed: int) -> Transitions:
+        """One distilled set in the environment's units.
+
+        Every transition is an episode of its own, cut after one step where it is not terminated.
+        """
+        source = self.source(kind)
+        ended = arrays["terminated"]
+        ended = ended[seed] if ended.ndim == 2 else ended
+        return Transitions(
+            source.raw(arrays["weights_states"][seed]),
+            arrays["actions"][seed],
+            arrays["weights_rewards"][seed].astype(np.float32),
+            source.raw(arrays["weights_following"][seed]),
+            ended.copy(),
+            ~ended,
+        )
