@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from rollout.figures import COLOURS, MARKERS
 from rollout.intervals import student
 
 METRICS = {
@@ -18,10 +19,6 @@ METRICS = {
     "rouge_l": "ROUGE-L",
     "kl_to_initial": "KL (nats)",
 }
-# Okabe and Ito's palette, told apart by colour-blind readers too; and markers for black and white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = "osD^vP"
-
 Curves = Mapping[str, Sequence[Mapping[int, Mapping[str, float]]]]
 
 

@@ -16,7 +16,7 @@ from launch.run import stored_config
 from launch.sweep import directory_of, seeds_of
 from launch.tables import Budget, Column, Row, Table
 from launch.values import PathError, interval_at, number_at
-from rollout.intervals import bootstrap, interquartile_mean, wilson
+from rollout.intervals import NORMAL_975, bootstrap, interquartile_mean, wilson
 
 
 @dataclass(frozen=True)
@@ -149,8 +149,13 @@ def _own_interval(
     """The interval that a single run brings along; NaN if it brings none."""
     if column.exact:
         return value, value
-    if column.trials is not None:
+    if isinstance(column.trials, str):
         return wilson(value, round(number_at(contents, _under(line, column.trials))))
+    if column.trials is not None:
+        return wilson(value, column.trials)
+    if column.standard_error is not None:
+        half = NORMAL_975 * number_at(contents, _under(line, column.standard_error))
+        return value - half, value + half
     if column.interval is not None:
         return interval_at(contents, _under(line, column.interval), value)
     return math.nan, math.nan

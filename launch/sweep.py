@@ -73,9 +73,14 @@ def plan(table: Table, budget: Budget) -> Plan:
         ConfigError: a run's directory holds something else.
     """
     made = Plan()
-    first = tuple(
-        _add(made, run, seed, ()) for run in budget.first for seed in seeds_of(run, budget)
-    )
+    first: tuple[Path, ...] = ()
+    for stage in sorted({run.stage for run in budget.first}):
+        first += tuple(
+            _add(made, run, seed, first)
+            for run in budget.first
+            if run.stage == stage
+            for seed in seeds_of(run, budget)
+        )
     used = dict.fromkeys(line.run for line in table.lines())
     for name in used:
         run = budget.runs[name]

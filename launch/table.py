@@ -85,10 +85,16 @@ def _cell(number: Number, column: Column) -> str:
         return "missing"
     if not number.known:
         return "undefined"
-    text = f"{number.value:.{column.digits}f}"
-    if math.isnan(number.low):
+    text = _digits(number.value, column.digits)
+    if math.isnan(number.low) or number.low == number.high:
         return text
-    return f"{text} [{number.low:.{column.digits}f}, {number.high:.{column.digits}f}]"
+    return f"{text} [{_digits(number.low, column.digits)}, {_digits(number.high, column.digits)}]"
+
+
+def _digits(value: float, digits: int) -> str:
+    """Fixed point; a number that would be shown as zero but is not, by its magnitude."""
+    small = value != 0 and abs(value) < 0.5 * 10.0**-digits
+    return f"{value:.0e}" if small else f"{value:.{digits}f}"
 
 
 def _paper_columns(evidence: Evidence) -> list[str]:

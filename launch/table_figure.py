@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from launch.curves import COLOURS, MARKERS
 from launch.evidence import Evidence, entries_of
 from launch.tables import Figure
 from launch.values import number_at
+from rollout.figures import COLOURS, MARKERS
 
 LINES = ("-", "--", "-.", ":")
 
@@ -38,6 +38,8 @@ def draw(evidence: Evidence, path: Path) -> list[Path]:
             panel.set_xlabel(figure.x_label or figure.x)
         if figure.log_x:
             panel.set_xscale("log")
+        if figure.log_y:
+            panel.set_yscale("log")
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
     handles, labels = axes[0][0].get_legend_handles_labels()

