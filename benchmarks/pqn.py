@@ -35,7 +35,8 @@ from launch.config import load
 from launch.provenance import cores, cpu_name
 from rl.config import PQN
 from rl.networks import QNetwork
-from rl.pqn import WORK, Learner
+from rl.pqn import Learner
+from rl.pqn_result import WORK
 from rl.workers import Clock
 from rollout.run_dir import RunDir
 

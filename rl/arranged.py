@@ -18,16 +18,22 @@ have the same. Bytes are exact in bfloat16. Master weights are float32 always.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from rollout.files import write_json
+
 if TYPE_CHECKING:
+    from rl.config import PQN
     from rl.networks import QNetwork
+    from rl.workers import Workers
+    from rollout.run_dir import RunDir
 
 BLOCK = 4  # pixels, the stride of the first convolution
 
@@ -184,3 +190,32 @@ def choose_precision(network: QNetwork, arrangement: str, rows: int) -> dict[str
         return work
 
     return measure({precision: once(precision) for precision in ("float32", "bfloat16")})
+
+
+def decide_precision(config: PQN, network: QNetwork, run_dir: RunDir, workers: Workers) -> str:
+    """The precision of the convolutions; measured once for a run, and the same when it resumes.
+
+    Raises:
+        ValueError: bfloat16 for vectors.
+    """
+    if not network.images:
+        if config.precision == "bfloat16":
+            raise ValueError(
+                f"precision=bfloat16: the observations of {config.environment} are vectors, whose "
+                "network is float32; use auto or float32"
+            )
+        return "float32"
+    if config.precision != "auto":
+        return config.precision
+    chosen: dict[str, Any] = {}
+    file = run_dir.path / "precision.json"
+    if run_dir.is_main and file.is_file():
+        chosen = json.loads(file.read_text(encoding="utf-8"))
+    elif run_dir.is_main:
+        rows = config.batch // config.minibatches // workers.world
+        times = choose_precision(network, config.arrangement, max(1, rows))
+        gains = times["bfloat16"] < 0.9 * times["float32"]
+        chosen = {"precision": "bfloat16" if gains else "float32", "milliseconds": times}
+        write_json(file, chosen)
+        run_dir.say(f"precision: {chosen['precision']} (milliseconds a minibatch: {times})")
+    return str(workers.gather(chosen)[0]["precision"])

@@ -21,7 +21,6 @@ parameters in the reference layout are the only weights; see `rl.arranged`.
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -30,21 +29,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from rl.arranged import Arranged, Forward, choose_precision
+from rl.arranged import Arranged, Forward, decide_precision
 from rl.config import PQN, Optimizer
-from rl.networks import Metadata, QNetwork, build, greedy, save_policy
+from rl.networks import QNetwork, build
 from rl.pqn_checkpoint import newest, restore, save
+from rl.pqn_result import WORK, result
 from rl.quantize import Quantizer
 from rl.workers import Clock, Workers
 from rollout.environments import Environments, Episode, make
-from rollout.files import write_json
 from rollout.randomness import Streams
 from rollout.returns import q_lambda
 from rollout.run_dir import RunDir
-from rollout.weights import weights_sha256
 
 PROBE = 64  # observations whose greedy action is compared before and after an update
-WORK = ("acting", "environment", "forward", "backward", "optimizer")
 
 
 def run(config: PQN, run_dir: RunDir) -> dict[str, Any]:
@@ -60,7 +57,7 @@ def run(config: PQN, run_dir: RunDir) -> dict[str, Any]:
             measured = learner.update(rollout, returns, clock)
             learner.finish_iteration(rollout, measured, clock)
             progress.advance(config.batch)
-    return learner.result()
+    return result(learner)
 
 
 @dataclass
@@ -276,40 +273,6 @@ class Learner:
         if last or self.iteration % self.config.checkpoint_every == 0:
             save(self)
 
-    def result(self) -> dict[str, Any]:
-        """Save the policy, play with it, and sum up."""
-        config, recorded = self.config, self.run_dir.metrics()
-        summary: dict[str, Any] = {
-            "environment": self.environments.name,
-            "steps": self.step,
-            "steps_per_second": len(recorded)
-            * config.batch
-            / max(sum(config.batch / one["steps_per_second"] for one in recorded), 1e-9),
-            "episodes": self.games,
-            "mean_return_last_3": float(np.mean(list(self.recent)[-3:])) if self.recent else None,
-            "mean_return_last_100": float(np.mean(self.recent)) if self.recent else None,
-            "quantization_step": config.quantization.step,
-            "arrangement": config.arrangement,
-            "precision": self.precision,
-            "weights_sha256": weights_sha256(self.network.state_dict()),
-        }
-        if self.run_dir.is_main:
-            training = {"seed": config.seed, "steps": self.step, "precision": self.precision}
-            metadata = Metadata(
-                self.environments.name,
-                config.environment_settings.model_dump(mode="json"),
-                list(self.environments.observation_shape),
-                self.environments.actions,
-                list(config.hidden),
-                config.quantization.model_dump(mode="json"),
-                training,
-            )
-            with self.run_dir.checkpoint("final") as folder:
-                save_policy(self.network, folder, metadata)
-            summary |= play_games(config, self.network, self.streams, self.run_dir)
-        self.environments.close()
-        return summary
-
     # -- details -----------------------------------------------------------------------------------
 
     def _weights(self) -> Arranged | None:
@@ -373,59 +336,6 @@ def make_optimizer(
     if settings.name == "radam":
         return torch.optim.RAdam(network.parameters(), decoupled_weight_decay=True, **common)
     return torch.optim.AdamW(network.parameters(), fused=True, **common)
-
-
-def decide_precision(config: PQN, network: QNetwork, run_dir: RunDir, workers: Workers) -> str:
-    """The precision of the convolutions; measured once for a run, and the same when it resumes.
-
-    Raises:
-        ValueError: bfloat16 for vectors.
-    """
-    if not network.images:
-        if config.precision == "bfloat16":
-            raise ValueError(
-                f"precision=bfloat16: the observations of {config.environment} are vectors, whose "
-                "network is float32; use auto or float32"
-            )
-        return "float32"
-    if config.precision != "auto":
-        return config.precision
-    chosen: dict[str, Any] = {}
-    file = run_dir.path / "precision.json"
-    if run_dir.is_main and file.is_file():
-        chosen = json.loads(file.read_text(encoding="utf-8"))
-    elif run_dir.is_main:
-        rows = config.batch // config.minibatches // workers.world
-        times = choose_precision(network, config.arrangement, max(1, rows))
-        gains = times["bfloat16"] < 0.9 * times["float32"]
-        chosen = {"precision": "bfloat16" if gains else "float32", "milliseconds": times}
-        write_json(file, chosen)
-        run_dir.say(f"precision: {chosen['precision']} (milliseconds a minibatch: {times})")
-    return str(workers.gather(chosen)[0]["precision"])
-
-
-def play_games(config: PQN, network: QNetwork, streams: Streams, run_dir: RunDir) -> dict[str, Any]:
-    """Greedy and epsilon-greedy games in float32, their returns as fields, and a film."""
-    from rl.play import film, play, write_csv
-
-    settings, games = config.environment_settings, config.evaluation
-
-    def policy(observations: np.ndarray) -> np.ndarray:
-        return greedy(network, observations)[0]
-
-    played = {}
-    for prefix, epsilon in (("evaluation", games.epsilon), ("greedy", 0.0)):
-        environments = make(config.environment, min(games.copies, games.episodes), settings)
-        played[prefix] = play(policy, environments, games.episodes, streams, epsilon)
-        environments.close()
-    write_csv(run_dir.path / "evaluation.csv", played.values())
-    if games.film:
-        environments = make(config.environment, 1, settings)
-        film(policy, environments, run_dir.path / "episode.gif", streams, games.epsilon)
-        environments.close()
-    return {
-        key: value for prefix, one in played.items() for key, value in one.summary(prefix).items()
-    }
 
 
 def _gradient(parameter: torch.Tensor) -> torch.Tensor:

@@ -77,8 +77,8 @@ CALLS = [
     "torch.optim:AdamW.step",
     "rl.pqn:Learner.act",
     "rl.pqn:Learner.update",
-    "rl.pqn:save_policy",
-    "rl.pqn:play_games",
+    "rl.pqn_result:save_policy",
+    "rl.pqn_result:play_games",
 ]
 # Those that change files: name -> which argument is the path.
 WRITES = {

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 
+from rl.arranged import decide_precision
 from rl.config import PQN, Optimizer
 from rl.networks import build, greedy, load_policy
-from rl.pqn import Learner, decide_precision, epsilon_at, make_optimizer, run
+from rl.pqn import Learner, epsilon_at, make_optimizer, run
 from rl.quantize import Quantizer
 from rl.workers import Clock, Workers
 from rollout.run_dir import RunDir
