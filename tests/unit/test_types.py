@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace, replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pyarrow as pa
