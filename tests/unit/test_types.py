@@ -65,6 +65,9 @@ def assert_same_bits(one, other) -> None:
             assert left.dtype == right.dtype and left.shape == right.shape, field.name
             assert left.tobytes() == right.tobytes(), field.name
             continue
+        if left is None:
+            assert right is None, field.name
+            continue
         assert len(left) == len(right), field.name
         for mine, yours in zip(left, right, strict=True):
             nested = isinstance(mine, np.ndarray)
@@ -77,6 +80,21 @@ def assert_same_bits(one, other) -> None:
 def test_completions_survive_arrow(prompts, samples):
     batch = completions(prompts, samples)
     assert_same_bits(Completions.from_arrow(batch.to_arrow()), batch)
+
+
+def test_the_samplers_own_logprobs_are_kept_where_there_are_any():
+    plain = completions(4, 2)
+    own = plain.policy_logprobs + np.float32(0.25)
+    own[2] = np.nan  # not sampled
+    batch = replace(plain, sampler_logprobs=own)
+    assert_same_bits(Completions.from_arrow(batch.to_arrow()), batch)
+    assert "sampler_logprobs" not in plain.to_arrow().column_names
+    assert np.array_equal(batch.take([3, 0]).sampler_logprobs, own[[3, 0]])
+    joined = Completions.concatenate([batch, batch]).sampler_logprobs
+    assert joined is not None and joined.tobytes() == own.tobytes() * 2
+    assert Completions.concatenate([batch, plain]).sampler_logprobs is None
+    with pytest.raises(ValueError, match="sampler_logprobs: is float64"):
+        replace(plain, sampler_logprobs=own.astype(np.float64))
 
 
 def test_float_bits_survive_arrow():
