@@ -1,6 +1,7 @@
-"""The newcomer's first run: on-policy preference learning on real text, on two cores.
+"""The newcomer's first run: all three families, on two cores.
 
     supervised training -> reward model -> {offline DPO, on-policy DPO, PDFR, REBEL, RDRC} x seeds
+    replicable fitted Q-iteration, PQN with quantized Q-values, distilled regression, distilled RL
 
 `make quickstart` runs it. Whatever is finished is kept: the second time it only prints, and an
 interrupted one continues. It writes table.md and the figure beside the runs.
@@ -9,6 +10,7 @@ interrupted one continues. It writes table.md and the figure beside the runs.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -20,6 +22,7 @@ from typing import Any
 from launch.curves import draw, markdown, paired_difference, rounds_so_far
 from launch.parallel import Job, run_side_by_side
 from launch.provenance import cores
+from launch.values import number_at
 from rollout.files import write_text
 from rollout.intervals import student
 
@@ -29,6 +32,32 @@ METHODS = {
     "onpolicy_pdfr": "PDFR",
     "onpolicy_rebel": "REBEL",
     "onpolicy_rdrc": "RDRC",
+}
+
+
+# The other families: what to say of each, and where its summary has the numbers.
+OTHERS = {
+    "fqi_cartpole": (
+        "replicable fitted Q-iteration, most data: {:.0%} of runs have identical weights, return "
+        "{:.0f}",
+        ("cells[-1].agreement", "cells[-1].return_mean"),
+    ),
+    "pqn_cartpole": ("PQN on CartPole: greedy return {:.0f} of 500", ("evaluation_return_mean",)),
+    "distill_regression": (
+        "1,000 points distilled into 50: test error {:.4f}, on all points {:.4f}, on 50 random "
+        "ones {:.4f}",
+        tuple(
+            f"cells[route=closed_form,size=50].{key}"
+            for key in ("test_mse", "test_mse_full", "test_mse_random")
+        ),
+    ),
+    "distill_cartpole": (
+        "4,000 transitions distilled into 50: return {:.0f}, on a stratified subset {:.0f}, on "
+        "all {:.0f}",
+        tuple(
+            f"cells[method={method}].return_mean" for method in ("distilled", "stratified", "full")
+        ),
+    ),
 }
 
 
@@ -46,17 +75,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\n{what}", file=sys.stderr)
         if status := _prerequisite(name):
             return status
+    others = [Job(f"quickstart/{name}", (), out / name) for name in OTHERS]
     jobs = [
         Job(f"quickstart/{method}", (f"seed={seed}",), out / f"{method}-seed{seed}")
         for seed in range(options.seeds)
         for method in METHODS
     ]
-    print(f"\n{len(jobs)} runs, {options.workers} at a time", file=sys.stderr)
+    count = len(jobs) + len(others)
+    print(f"\n{count} runs, {options.workers} at a time", file=sys.stderr)
     board = _LiveBoard(jobs) if sys.stderr.isatty() else _PlainBoard(jobs)
     with board:
-        run_side_by_side(jobs, options.workers, board.show)
+        run_side_by_side([*jobs, *others], options.workers, board.show)
     _report(jobs, out, time.monotonic() - started)
-    failed = [job for job in jobs if job.status == "failed"]
+    for line in other_results(others):
+        print(line)
+    failed = [job for job in [*jobs, *others] if job.status == "failed"]
     for job in failed:
         print(f"failed: {job.out}; the reason is in {job.log}", file=sys.stderr)
     return 1 if failed else 0
@@ -106,6 +139,17 @@ def _findings(curves: dict[str, list[dict[int, dict[str, Any]]]]) -> list[str]:
             f"on-policy DPO above offline DPO in {name}, round {last}: {mean:+.3f} ± {half:.3f} "
             f"({seeds} seeds, paired): {verdict}"
         )
+    return lines
+
+
+def other_results(jobs: Sequence[Job]) -> list[str]:
+    """A sentence for each finished run of the other families."""
+    lines = []
+    for job in jobs:
+        if job.finished_before:
+            sentence, paths = OTHERS[job.config.split("/")[1]]
+            summary = json.loads((job.out / "summary.json").read_text(encoding="utf-8"))
+            lines.append(sentence.format(*(number_at(summary, path) for path in paths)))
     return lines
 
 
