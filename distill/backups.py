@@ -5,14 +5,19 @@ Fitted Q-iteration on a set D repeats Q -> T_D Q, the regression of r + gamma ma
 lies. So this matches the minimum: for features phi of a random network and Q fitted to the
 training set,
 
-    T_syn Q (s, a) = phi(s, a)^T Phi^T (Phi Phi^T + N rho I)^-1 y,      y_i = r_i + gamma (1 - end_i) V(s'_i)
+    T_syn Q (s, a) = phi(s, a)^T Phi^T (Phi Phi^T + N rho I)^-1 y,
+    y_i = r_i + gamma (1 - terminated_i) V(s'_i)
 
-    minimize over the points   mean_(s, a) (T_syn Q - Q)^2 / Var Q  +  mean_s (gap of T_syn Q - gap of Q)^2 / mean gap^2
+    minimize over the points   E_s [ mean_a (T_syn Q - Q)^2 / Var Q
+                                     + mean_a (tanh(A_syn / tau) - tanh(A / tau))^2 ]
 
-over states s of the training set with every action a; the gap is Q(s, a) - mean_a Q(s, a), what a
-greedy policy reads and a hundredth of Q's variance in CartPole. Phi [N, D] are the points'
-features. If every backup errs by less than e, fitted Q-iteration on the small set ends within
-e / (1 - gamma) of the training set's. In place of K predictors there are K feature maps.
+over states s of the training set with every action a. A(s, a) = Q(s, a) - mean_a Q(s, a) is what a
+greedy policy reads, a hundredth of Q's variance in CartPole, and tau its median: states about to
+fail, with large gaps that no policy can get wrong, would count for everything in a plain square.
+States are drawn with probability proportional to exp(beta (V(s) - mean V) / std V): where the
+greedy policy goes values are high, so this stands in for its discounted visitation. Phi [N, D] are
+the points' features. If every backup errs by less than e, fitted Q-iteration on the small set ends
+within e / (1 - gamma) of the training set's. In place of K predictors there are K feature maps.
 
 The traps. Without the gap's own term the greedy policy is noise. Too small a ridge rho lets points
 carry targets that only interpolation can read: networks cannot, and returns fall below the
@@ -97,8 +102,9 @@ def mismatch(
     wanted: torch.Tensor,
     gamma: float,
     ridge: float,
+    unit: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean squared errors of T_syn Q and of its gaps, each [G].
+    """Mean squared errors of T_syn Q and of tanh(gap / unit), each [G].
 
     Args:
         maps: a feature map for each group [G, 1].
@@ -108,15 +114,13 @@ def mismatch(
         wanted: Q there [G, B, A].
         gamma: discount.
         ridge: rho.
+        unit: tau [G, 1, 1].
     """
     features = with_constant(maps.features(batch.states, batch.actions))
-    weights = regressed(features, backup(q, batch, gamma), ridge)
-    found = torch.stack(
-        [(with_constant(part) @ weights[..., None])[..., 0] for part in maps.all_features(states)],
-        -1,
-    )
-    error = found - wanted
-    return error.square().mean((1, 2)), gap(error).square().mean((1, 2))
+    weights = regressed(features, backup(q, batch, gamma), ridge)[..., None]
+    found = torch.cat([with_constant(part) @ weights for part in maps.all_features(states)], -1)
+    between = torch.tanh(gap(found) / unit) - torch.tanh(gap(wanted) / unit)
+    return (found - wanted).square().mean((1, 2)), between.square().mean((1, 2))
 
 
 def gap(values: torch.Tensor) -> torch.Tensor:
@@ -132,6 +136,7 @@ def distill_backups(
     gamma: float,
     generator: np.random.Generator,
     ridge: float = 1e-3,
+    value_weight: float = 1.0,
     steps: int = 200,
     rows: int = 200,
     learning_rate: float = 0.03,
@@ -148,6 +153,7 @@ def distill_backups(
         gamma: discount.
         generator: of the training states of each step.
         ridge: rho.
+        value_weight: beta.
         steps: of Adam.
         rows: training states in a step.
         learning_rate: in standard deviations a step.
@@ -159,11 +165,23 @@ def distill_backups(
     with torch.no_grad():
         wanted = q.values(full.states).mean(1)
         variance = wanted.var((1, 2)).clamp(min=1e-12)
-        gaps = gap(wanted).square().mean((1, 2)).clamp(min=1e-12)
+        unit = gap(wanted).abs().flatten(1).median(1).values.clamp(min=1e-8)[:, None, None]
+        best = wanted.amax(-1)
+        best = (best - best.mean(1, keepdim=True)) / best.std(1, keepdim=True).clamp(min=1e-8)
+        # One distribution for all groups, whose Q-functions are of one training set.
+        likely = torch.exp(value_weight * best).mean(0).double().numpy()
+        likely /= likely.sum()
     for step in range(steps):
-        chosen = torch.as_tensor(generator.integers(0, len(full.states), rows))
+        chosen = torch.as_tensor(generator.choice(len(likely), rows, p=likely))
         values, between = mismatch(
-            maps(step), points.batch(), q, full.states[chosen], wanted[:, chosen], gamma, ridge
+            maps(step),
+            points.batch(),
+            q,
+            full.states[chosen],
+            wanted[:, chosen],
+            gamma,
+            ridge,
+            unit,
         )
-        minimize((values / variance + between / gaps).sum())
+        minimize((values / variance + between).sum())
     return points.result()

@@ -156,6 +156,9 @@ class Distillation(Settings):
     )
     ridge: float = Field(1e-3, gt=0, description="backups: rho, of the regression on the points")
     rows: int = Field(200, ge=1, description="backups: training states in a step")
+    value_weight: float = Field(
+        1.0, ge=0, description="backups: beta; states are drawn by exp(beta V), V standardized"
+    )
     source: Literal["random", "iterates"] = Field(
         "random",
         description="random: networks and lambda ~ N(0, 1) (the paper's); iterates: drawn around "
@@ -228,7 +231,9 @@ class DistillOfflineRL(Settings):
     distillation: Distillation = Distillation()
     downstream: Downstream = Downstream()
     transfer: list[Architecture] = Field(
-        default_factory=list, description="further downstream networks, for the first size"
+        default_factory=list,
+        description="further downstream networks, on the first size's sets: stratified, start and "
+        "distilled with the last of `predictors`",
     )
     d3rlpy_steps: int = Field(
         0, ge=0, description="gradient steps of d3rlpy's DQN on the first cell; 0: without it"

@@ -71,7 +71,7 @@ def predictors_needed(q: int) -> int:
 
 
 def points_needed(full: Linear) -> int:
-    """Rank of the constrained moments with a one: fewer points cannot have their mean in general."""
+    """Rank of the constrained moments with a one: fewer points cannot have their mean."""
     one = np.ones((len(full.moments), 1))
     return int(np.linalg.matrix_rank(np.column_stack([one, full.moments])))
 

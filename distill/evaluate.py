@@ -5,8 +5,8 @@
     y_i = (1 - gamma) r_i + gamma (1 - terminated_i) max_a' mean_e Q_e(s'_i, a')        (a backup)
     Q_e <- a few Adam steps on mean_i (Q_e(s_i, a_i) - y_i)^2, with decoupled weight decay
 
-and acts greedily on mean_e Qbar_e, where Qbar has the weights averaged over backups (Polyak; targets
-from these would lag ten backups behind, and fifty points then teach nothing).
+and acts greedily on mean_e Qbar_e, where Qbar has weights averaged over backups (Polyak;
+targets from these would lag ten backups behind, and fifty points then teach nothing).
 Values are in units of 1 / (1 - gamma), so that they are of order 1. One learner for every method.
 The trap: without the ensemble, the averaging and the decay, the same 50 points give anything from 9
 to 500 over seeds, and then no comparison says anything.

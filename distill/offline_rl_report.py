@@ -86,7 +86,7 @@ def compare(ours: np.ndarray, theirs: np.ndarray) -> dict[str, Any]:
 
 
 def _paired(config: DistillOfflineRL, results: dict[str, cells.Arrays]) -> list[dict[str, Any]]:
-    """Distilled against every baseline of its size and the full data: each set, and all together."""
+    """Distilled against the baselines of its size and the full data: each set, all together."""
     tests = []
     for size in config.sizes:
         for count in config.predictors:
@@ -178,7 +178,7 @@ def _d3rlpy(
 
 
 def table(summary: dict[str, Any]) -> str:
-    """Returns with 95% intervals in Markdown: a row a method and K, a column a data set and size."""
+    """Returns with 95% intervals in Markdown: a row a method, a column a data set and size."""
     columns = list(
         dict.fromkeys((cell["data"], cell["size"]) for cell in summary["cells"] if cell["size"])
     )
@@ -203,7 +203,7 @@ def table(summary: dict[str, Any]) -> str:
 
 
 def card(config: DistillOfflineRL, summary: dict[str, Any]) -> str:
-    """The data card of the rounds: what they were distilled from, with which loss, how they score."""
+    """The rounds' data card: what they were distilled from, with which loss, how they score."""
     settings = config.distillation
     rounds = "\n".join(
         f"| {one['round']} | {one['data']} | {one['size']} |" for one in summary["rounds"]

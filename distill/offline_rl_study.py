@@ -98,7 +98,8 @@ class Work:
         config, plan = self.config, []
         for kind in config.data:
             plan.append((f"{kind}-full", {"data": kind, "method": "full", "size": None}))
-            for size in config.sizes:
+        for size in config.sizes:
+            for kind in config.data:
                 for method in config.methods:
                     about: dict[str, Any] = {"data": kind, "method": method, "size": size}
                     plan.append((f"{kind}-{size}-{method}", about))
@@ -127,7 +128,8 @@ class Work:
             arrays["returns"] = self._cloned(kind, size, sets)
             return arrays
         arrays["returns"] = self._returns(kind, size, sets, config.downstream)
-        if size == config.sizes[0]:
+        last = method == "distilled" and count == config.predictors[-1]
+        if size == config.sizes[0] and (last or method in ("stratified", "start")):
             for place, shape in enumerate(config.transfer):
                 learner = config.downstream.model_copy(update=shape.model_dump())
                 arrays[f"transfer_{place}"] = self._returns(kind, size, sets, learner)
@@ -203,6 +205,7 @@ class Work:
                 gamma,
                 rows,
                 ridge=settings.ridge,
+                value_weight=settings.value_weight,
                 rows=settings.rows,
                 **shared,
             )
@@ -221,7 +224,7 @@ class Work:
     # -- predictors --------------------------------------------------------------------------------
 
     def _draw(self, kind: str, size: int | None) -> Draw:
-        """Predictors of every seed; fresh ones (with a size) and a bank's have their own streams."""
+        """Predictors of every seed; fresh ones (with a size) have another stream than a bank's."""
         settings, seeds = self.config.distillation, self.config.seeds
         generator = self.streams.data("predictors", kind, "bank" if size is None else size)
         shape = {"units": settings.units, "gains": settings.gains}

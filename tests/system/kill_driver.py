@@ -304,6 +304,7 @@ class Driver:
             **os.environ,
             "OMP_NUM_THREADS": "1",
             "HF_HOME": str(folder / "hf"),
+            "REPRISE_CACHE": str(folder / "cache"),
             "HF_HUB_OFFLINE": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
         }
