@@ -26,24 +26,16 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Python looks beside a script first, where `distill` would be this very file.
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
 
 from distill.backups import distill_backups, feature_maps
+from distill.banks import Bank, random_networks
 from distill.config import Downstream
 from distill.evaluate import fitted_q
-from distill.offline_rl import (
-    Bank,
-    Domain,
-    Points,
-    distill,
-    gather,
-    random_networks,
-    starting_rows,
-    terminal_count,
-)
+from distill.offline_rl import Domain, Points, distill, gather, starting_rows, terminal_count
 from distill.predictors import Batch, Networks, Scaling, bellman_losses, draw_networks
 from launch.provenance import cores, cpu_name
 from rollout.collect import collect_transitions

@@ -185,3 +185,31 @@ def distill_backups(
         )
         minimize((values / variance + between).sum())
     return points.result()
+
+
+@torch.no_grad()
+def agreement(fitted: Networks, q: Networks, full: Batch, value_weight: float) -> torch.Tensor:
+    """Share [G] of the training set's states where both greedy actions are the same.
+
+    States count exp(beta V(s)), as in the matching. What tells how good a set is without playing:
+    `fitted` was learned from the set, `q` from all of the training set.
+    """
+    wanted = q.values(full.states).mean(1)
+    best = wanted.amax(-1)
+    best = (best - best.mean(1, keepdim=True)) / best.std(1, keepdim=True).clamp(min=1e-8)
+    likely = torch.softmax(value_weight * best, 1)
+    found = fitted.values(full.states).mean(1)
+    return ((found.argmax(-1) == wanted.argmax(-1)) * likely).sum(1)
+
+
+def choose(sets: list[Batch], best: torch.Tensor) -> Batch:
+    """Of several batches with the same terminated rows, group g of number best[g]."""
+    assert all(torch.equal(one.terminated, sets[0].terminated) for one in sets)
+    groups = torch.arange(len(best))
+    return Batch(
+        torch.stack([one.states for one in sets])[best, groups],
+        torch.stack([one.actions for one in sets])[best, groups],
+        torch.stack([one.rewards for one in sets])[best, groups],
+        torch.stack([one.following for one in sets])[best, groups],
+        sets[0].terminated,
+    )

@@ -188,6 +188,12 @@ class Distillation(Settings):
     terminal_share: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="terminated share of the points; null: the training set's"
     )
+    candidates: int = Field(
+        0,
+        ge=0,
+        description="backups: choose among so many starting subsets, each as it is and distilled, "
+        "by how well a learner's greedy actions agree with Q's; 0: distill one, no choice",
+    )
     steps: int = Field(100, ge=1, description="Adam steps")
     minibatch: int = Field(25, ge=1, description="predictors in a step")
     fresh_minibatch: int = Field(10, ge=1, description="predictors in a step, if drawn anew")

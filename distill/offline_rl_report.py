@@ -179,9 +179,8 @@ def _d3rlpy(
 
 def table(summary: dict[str, Any]) -> str:
     """Returns with 95% intervals in Markdown: a row a method, a column a data set and size."""
-    columns = list(
-        dict.fromkeys((cell["data"], cell["size"]) for cell in summary["cells"] if cell["size"])
-    )
+    sizes = sorted({cell["size"] for cell in summary["cells"] if cell["size"]})
+    columns = [(kind, size) for size in sizes for kind in summary["data"]]
     rows = list(dict.fromkeys((cell["method"], cell["predictors"]) for cell in summary["cells"]))
     entry = {
         (cell["method"], cell["predictors"], cell["data"], cell["size"]): cell
@@ -271,6 +270,7 @@ def _draw(config: DistillOfflineRL, summary: dict[str, Any], path: Path) -> None
                 )
                 == method
             ]
+            cells_shown.sort(key=lambda cell: cell["size"])
             x = [cell["size"] for cell in cells_shown]
             y = [cell["return_mean"] for cell in cells_shown]
             spread = np.array([cell["return_ci95"] for cell in cells_shown]).T - y
@@ -290,6 +290,7 @@ def _draw(config: DistillOfflineRL, summary: dict[str, Any], path: Path) -> None
         panel.set_title(kind, fontsize=9)
         panel.set_xlabel("N, points")
     panels[0].set_ylabel("return")
-    panels[0].legend(frameon=False, fontsize=6)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=6)
     caption = f"{config.environment}, {config.seeds} seeds, 95% intervals; grey: full data"
     figures.finish(figure, path, caption)

@@ -14,20 +14,17 @@ import numpy as np
 import torch
 
 from distill import baselines
-from distill.backups import distill_backups, feature_maps
+from distill.backups import agreement, choose, distill_backups, feature_maps
+from distill.banks import Bank, Draw, near_iterates, random_networks
 from distill.config import DistillOfflineRL, Downstream
 from distill.data import training_set
 from distill.evaluate import fitted_q, greedy_returns
 from distill.offline_rl import (
-    Bank,
-    Draw,
     Dynamics,
     check,
     distill,
     gather,
     held_out_error,
-    near_iterates,
-    random_networks,
     starting_rows,
     terminal_count,
 )
@@ -155,17 +152,17 @@ class Work:
         ]
         return gather(source.full, np.stack(rows))
 
-    def _draws(self, method: str, kind: str, size: int) -> list[np.random.Generator]:
+    def _draws(self, method: str, kind: str, size: int, *index: int) -> list[np.random.Generator]:
         return [
-            self.streams.data("subset", method, kind, size, seed)
+            self.streams.data("subset", method, kind, size, seed, *index)
             for seed in range(self.config.seeds)
         ]
 
-    def _start(self, kind: str, size: int) -> Batch:
+    def _start(self, kind: str, size: int, candidate: int = 0) -> Batch:
         """What distillation starts from."""
         source, ends = self.source(kind), self.ends(kind, size)
         rows = []
-        for draw in self._draws("start", kind, size):
+        for draw in self._draws("start", kind, size, *([candidate] if candidate else [])):
             if self.config.distillation.start == "medoids":
                 rows.append(baselines.medoids(source.data, source.full, size, ends, draw))
             else:
@@ -173,13 +170,35 @@ class Work:
         return gather(source.full, np.stack(rows))
 
     def _distilled(self, kind: str, size: int, count: Any) -> Batch:
+        """Distilled sets, the best of some candidates where the config asks for them."""
+        candidates = self.config.distillation.candidates
+        if not candidates:
+            return self._distilled_once(kind, size, count, 0)
+        sets = []
+        for candidate in range(candidates):
+            sets += [
+                self._start(kind, size, candidate),
+                self._distilled_once(kind, size, count, candidate),
+            ]
+        settings = self.config.distillation
+        q = self._iterates(kind).part(-settings.iterate_ensemble, None)
+        scores = []
+        for place, some in enumerate(sets):
+            draw = self.streams.data("selection", kind, size, count, place)
+            fitted = fitted_q(some, self.actions, self.config.downstream, draw)
+            full = self.source(kind).full
+            scores.append(agreement(fitted, q, full, settings.value_weight))
+        return choose(sets, torch.stack(scores).argmax(0))
+
+    def _distilled_once(self, kind: str, size: int, count: Any, candidate: int) -> Batch:
         source, settings = self.source(kind), self.config.distillation
         gamma, fresh = self.config.downstream.gamma, count == "fresh"
+        more = [candidate] if candidate else []
         dynamics = None
         if settings.next_states == "dynamics":
             dynamics = Dynamics.of(source.full, self.actions)
-        rows = self.streams.data("training rows", kind, size, count)
-        start = self._start(kind, size)
+        rows = self.streams.data("training rows", kind, size, count, *more)
+        start = self._start(kind, size, candidate)
         shared: dict[str, Any] = {
             "steps": settings.steps,
             "learning_rate": settings.learning_rate,
@@ -188,7 +207,7 @@ class Work:
         }
         if settings.match == "backups":
             maps = feature_maps(
-                self.streams.data("maps", kind, size if fresh else "bank"),
+                self.streams.data("maps", kind, size if fresh else "bank", *more),
                 None if fresh else count,
                 self.config.seeds,
                 source.full.states.shape[-1],

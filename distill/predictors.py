@@ -28,7 +28,7 @@ import torch
 
 from rollout.types import Transitions
 
-# Activations worked on at a time: what fits in a core's cache. In one piece, three hundred predictors
+# Activations worked on at a time: what fits in a cache. In one piece, three hundred predictors
 # go through memory nine times a step, which takes up to half as long again.
 BLOCK = 1 << 18
 
@@ -276,7 +276,7 @@ def _block_losses(
     best = torch.stack(ahead.tensor_split(networks.action.shape[2], 2)).amax(0)
     on = on - scales[..., None] * _by_group(others.rewards) - gamma * best
     end = end - scales[..., None] * _by_group(final.rewards)
-    return tuple(  # type: ignore[return-value]
+    return tuple(
         error.square().mean(-1) if error.shape[-1] else torch.zeros_like(scales)
         for error in (on, end)
     )

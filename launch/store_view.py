@@ -95,15 +95,18 @@ def export(
     absent = sorted(set(wanted or []) - set(store.rounds()))
     if absent:
         raise ConfigError(f"--round {absent}: not finished here; there are {store.rounds()}")
-    name = tokenizer or _policy_name(path)
-    if name is None:
-        raise ConfigError(f"{path} does not say which model wrote it; give --tokenizer")
     rounds = []
     for index in wanted or store.rounds():
         data = store.read(index).data
         if not isinstance(data, Completions):
-            raise ConfigError(f"round {index} holds transitions; only completions can be exported")
+            raise ConfigError(
+                f"round {index} holds transitions, not completions to prefer; "
+                "give --to minari, d3rlpy or datasets"
+            )
         rounds.append(data)
+    name = tokenizer or _policy_name(path)
+    if name is None:
+        raise ConfigError(f"{path} does not say which model wrote it; give --tokenizer")
     from alignment.models import load_tokenizer
     from rollout.export import export_preferences
 

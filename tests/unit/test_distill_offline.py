@@ -9,12 +9,19 @@ import pytest
 import torch
 
 from distill import decomposable
-from distill.backups import backup, distill_backups, feature_maps, regressed
+from distill.backups import (
+    agreement,
+    backup,
+    choose,
+    distill_backups,
+    feature_maps,
+    regressed,
+)
+from distill.banks import Bank, near_iterates, random_networks
 from distill.config import Downstream
 from distill.data import training_set
 from distill.evaluate import d3rlpy_return, fitted_q, greedy_returns
 from distill.offline_rl import (
-    Bank,
     Domain,
     Dynamics,
     Points,
@@ -22,8 +29,6 @@ from distill.offline_rl import (
     distill,
     gather,
     held_out_error,
-    near_iterates,
-    random_networks,
     starting_rows,
     terminal_count,
 )
@@ -216,7 +221,7 @@ def test_dynamics_carry_a_moved_point_along():
     torch.testing.assert_close(points.batch().following, start.following)
 
 
-# -- backups -----------------------------------------------------------------------------------------
+# -- backups --
 
 
 def test_the_dual_regression_is_the_ridge_solution():
@@ -268,7 +273,7 @@ def test_a_bank_of_maps_is_used_in_turn():
     assert not torch.equal(fresh(0).first, fresh(2).first)
 
 
-# -- the decomposable case -----------------------------------------------------------------------------
+# -- the decomposable case --
 
 
 def linear_case(size=400, seed=0):
@@ -342,7 +347,7 @@ def test_decomposable_refuses_too_few_points():
         decomposable.solve(full, far, u, alphas, GAMMA)
 
 
-# -- learners ----------------------------------------------------------------------------------------
+# -- learners --
 
 
 def test_fitted_q_finds_the_values_of_a_chain():
@@ -401,7 +406,7 @@ def test_d3rlpy_learns_from_single_transitions():
     assert (np.random.get_state()[1] == state).all()
 
 
-# -- rounds for others ---------------------------------------------------------------------------------
+# -- rounds for others --
 
 
 def test_single_transitions_survive_minari_d3rlpy_and_datasets(tmp_path):
@@ -434,7 +439,7 @@ def test_single_transitions_survive_minari_d3rlpy_and_datasets(tmp_path):
         export_transitions(data, tmp_path / "h", "datasets", "CartPole-v1")
 
 
-# -- tests of differences, and what cannot be distilled ---------------------------------------------------
+# -- tests of differences, and what cannot be distilled --
 
 
 def test_paired_differences():
@@ -476,3 +481,28 @@ def test_data_that_cannot_be_had(tmp_path, monkeypatch):
     again = training_set("MountainCar-v0", "replay", 400, 0)
     assert len(made) == 400 and made.terminated.any()
     np.testing.assert_array_equal(made.observations, again.observations)
+
+
+def test_candidates_are_chosen_by_agreement():
+    data = transitions(50, actions=2)
+    batch = Scaling.of(data).batch(data)
+    q = draw_networks(np.random.default_rng(0), 2, 1, 3, 2)
+    other = draw_networks(np.random.default_rng(1), 2, 1, 3, 2)
+    same = agreement(q, q, batch, 1.0)
+    torch.testing.assert_close(same, torch.ones(2))
+    weights = torch.softmax(
+        (lambda v: (v - v.mean(1, keepdim=True)) / v.std(1, keepdim=True))(
+            q.values(batch.states).mean(1).amax(-1)
+        ),
+        1,
+    )
+    alike = q.values(batch.states).mean(1).argmax(-1) == other.values(batch.states).mean(1).argmax(
+        -1
+    )
+    torch.testing.assert_close(agreement(other, q, batch, 1.0), (weights * alike).sum(1))
+    ends = np.flatnonzero(data.terminated)[:1]
+    sets = [gather(batch, np.stack([np.append(rows, ends)] * 2)) for rows in ([0, 1], [2, 3])]
+    sets = [replace(one, terminated=sets[0].terminated) for one in sets]
+    chosen = choose(sets, torch.tensor([1, 0]))
+    assert torch.equal(chosen.states[0], sets[1].states[0])
+    assert torch.equal(chosen.states[1], sets[0].states[1])
