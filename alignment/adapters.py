@@ -192,6 +192,7 @@ def save_merged(adapted: nn.Module, folder: Path, fresh_base: PreTrainedModel | 
     base = adapted.get_base_model()
     if fresh_base is not None:
         base = fresh_base
+    base.config.use_cache = True  # training switches it off; who loads the model generates with it
     base.save_pretrained(folder, state_dict=dict(merged_onto(adapted, fresh_base)))
 
 

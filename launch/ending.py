@@ -59,6 +59,7 @@ def exit_status(work: Callable[[], object]) -> int:
         return FAILED
     finally:
         signal.signal(signal.SIGTERM, before)
+        interruption.forget()  # what this work was asked is not asked of the next in this process
     return DONE
 
 

@@ -40,6 +40,7 @@ ROOT = Path(__file__).resolve().parents[2]
 KILLED = -signal.SIGKILL
 # Which commit ran, where time shows, and whether the run was interrupted; all else is the same.
 TIMES = {"code_revision", "seconds", "collect_seconds", "update_seconds", "resumed", "throughput"}
+TIMES |= {"seal"}  # which is over the others
 TIMES |= {"steps_per_second"} | {
     f"{work}_seconds" for work in ("acting", "environment", "forward", "backward", "optimizer")
 }

@@ -138,7 +138,7 @@ def test_only_a_raise_of_our_own_is_bad_input():
     # A bug: numpy complains, on a line of ours or elsewhere.
     lists = [np.zeros(2), np.zeros(3)]
     assert not ending.is_bad_input(caught(lambda: np.array(lists)))
-    assert not ending.is_bad_input(caught(lambda: cli._print(float("nan"), list, cli.Format.json)))
+    assert not ending.is_bad_input(caught(lambda: cli.show(float("nan"), list, cli.Format.json)))
     assert not ending.is_bad_input(caught(raising(ValueError("not from our packages"))))
 
 
