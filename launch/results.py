@@ -12,7 +12,8 @@ from pathlib import Path
 
 from launch.claims import verdicts
 from launch.evidence import Evidence
-from launch.table import make, markdown, save
+from launch.table import make, markdown
+from launch.table_figure import draw
 from launch.tables import load_table, shipped_tables
 from rollout.files import write_text
 
@@ -38,11 +39,12 @@ def write(budget: str, out: Path, figures: Path) -> int:
     parts = [HEAD.format(budget=budget), _overview(made)]
     troubles = 0
     for name, evidence in made:
-        files = save(name, evidence, figures)
         parts.append(markdown(evidence))
-        if any(file.suffix == ".svg" for file in files):
-            where = (figures / name).with_suffix(".svg").as_posix()
-            parts.append(f"![{evidence.table.title}]({where})\n")
+        if evidence.table.figure is not None:
+            figures.mkdir(parents=True, exist_ok=True)
+            drawing, picture = draw(evidence, figures / name)
+            picture.unlink()  # a page needs one of the two
+            parts.append(f"![{evidence.table.title}]({drawing.as_posix()})\n")
         parts.append(_commands(name, evidence))
         troubles += sum(source.state != "finished" for source in evidence.all_sources())
     write_text(out, "\n".join(parts))
