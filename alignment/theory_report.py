@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from rollout import figures
 from rollout.files import write_text
 
-# Okabe and Ito's palette, told apart by colour-blind readers too; and markers for black and white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = "osD^vPX"
+COLOURS = (*figures.COLOURS, "#000000")  # a sweep may have seven curves
+MARKERS = figures.MARKERS + "X"
 
 
 def mean_interval(values: np.ndarray) -> tuple[float, list[float]]:
@@ -68,20 +68,8 @@ class Figure:
     """A row of panels, saved as ``figure.png`` and ``figure.svg``."""
 
     def __init__(self, panels: int, width: float = 4.6, height: float = 3.6) -> None:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        matplotlib.rcParams["svg.hashsalt"] = "reprise"  # the same curves, the same file
-        from matplotlib import pyplot
-
-        self._pyplot = pyplot
-        self.figure, axes = pyplot.subplots(
-            1, panels, figsize=(width * panels, height), layout="constrained", squeeze=False
-        )
-        self.panels = list(axes[0])
-        for panel in self.panels:
-            panel.grid(alpha=0.25)
-            panel.spines[["top", "right"]].set_visible(False)
+        self.figure, axes = figures.start(panels, size=(width * panels, height))
+        self.panels = list(axes)
 
     def line(
         self,
@@ -103,11 +91,7 @@ class Figure:
 
     def save(self, folder: Path, caption: str) -> None:
         """Write the files."""
-        self.figure.supxlabel(caption, fontsize=7, color="grey")
-        for suffix in (".png", ".svg"):
-            metadata = {"Date": None} if suffix == ".svg" else None
-            self.figure.savefig(folder / f"figure{suffix}", dpi=160, metadata=metadata)
-        self._pyplot.close(self.figure)
+        figures.finish(self.figure, folder / "figure", caption)
 
 
 def _cell(value: Any) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rollout.figures import COLOURS, MARKERS
+from rollout.figures import COLOURS, MARKERS, finish, start
 from rollout.intervals import student
 
 METRICS = {
@@ -76,13 +76,7 @@ def markdown(curves: Curves) -> str:
 
 def draw(curves: Curves, path: Path, caption: str) -> None:
     """Win rate and reward against round (2601.08421, Figure 2), as `path`.png and `path`.svg."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "reprise"  # the same curves, the same file
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    figure, panels = start(2)
     metrics = ("win_rate_vs_initial", "reward_mean")
     for panel, metric in zip(panels, metrics, strict=True):
         for place, (method, seeds) in enumerate(curves.items()):
@@ -103,17 +97,11 @@ def draw(curves: Curves, path: Path, caption: str) -> None:
             panel.fill_between(known, mean - spread, mean + spread, color=colour, alpha=0.12, lw=0)
         panel.set_xlabel("round")
         panel.xaxis.get_major_locator().set_params(integer=True)
-        panel.grid(alpha=0.25)
-        panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("win rate against the initial policy")
     panels[0].axhline(0.5, color="grey", lw=0.8, ls=":")
     panels[1].set_ylabel("reward (in deviations of pi_0's)")
     panels[0].legend(frameon=False, fontsize=8)
-    figure.supxlabel(caption, fontsize=7, color="grey")
-    for suffix in (".png", ".svg"):
-        metadata = {"Date": None} if suffix == ".svg" else None
-        figure.savefig(path.with_suffix(suffix), dpi=160, metadata=metadata)
-    pyplot.close(figure)
+    finish(figure, path, caption)
 
 
 def _cell(values: Sequence[float]) -> str:

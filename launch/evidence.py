@@ -176,6 +176,5 @@ def entries_of(evidence: Evidence, row: str, key: str) -> list[list[dict[str, An
     curves = []
     for source in evidence.sources[row]:
         if source.state == "finished":
-            entries = evidence.summaries[source.directory].get(key, [])
-            curves.append(json.loads(json.dumps(entries)))
+            curves.append(evidence.summaries[source.directory].get(key, []))
     return curves

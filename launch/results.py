@@ -42,8 +42,7 @@ def write(budget: str, out: Path, figures: Path) -> int:
         parts.append(markdown(evidence))
         if evidence.table.figure is not None:
             figures.mkdir(parents=True, exist_ok=True)
-            drawing, picture = draw(evidence, figures / name)
-            picture.unlink()  # a page needs one of the two
+            (drawing,) = draw(evidence, figures / name, [".svg"])
             parts.append(f"![{evidence.table.title}]({drawing.as_posix()})\n")
         parts.append(_commands(name, evidence))
         troubles += sum(source.state != "finished" for source in evidence.all_sources())

@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -170,8 +171,7 @@ def cost_lines(report: dict[str, Any], workers: int) -> list[str]:
 
 
 def _free_megabytes() -> float:
-    stat = os.statvfs(".")
-    return stat.f_bavail * stat.f_frsize / 1e6
+    return shutil.disk_usage(".").free / 1e6
 
 
 # -- doing it ------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,27 +11,19 @@ import numpy as np
 from launch.evidence import Evidence, entries_of
 from launch.tables import Figure
 from launch.values import number_at
-from rollout.figures import COLOURS, MARKERS
+from rollout.figures import COLOURS, MARKERS, save, start
 
 LINES = ("-", "--", "-.", ":")
 
 
-def draw(evidence: Evidence, path: Path) -> list[Path]:
-    """`path`.svg and `path`.png; the same numbers give the same file."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "reprise"
-    from matplotlib import pyplot
-
+def draw(evidence: Evidence, path: Path, suffixes: Sequence[str] = (".svg", ".png")) -> list[Path]:
+    """`path` with each suffix; the same numbers give the same file."""
     figure = evidence.table.figure
     assert figure is not None
     count = len(figure.y)
-    sheet, axes = pyplot.subplots(
-        1, count, figsize=(1.0 + 4.2 * count, 3.8), layout="constrained", squeeze=False
-    )
+    sheet, panels = start(count, size=(1.0 + 4.2 * count, 3.8))
     painters = {"curves": _curves, "bars": _bars, "frontier": _frontier}
-    for place, panel in enumerate(axes[0]):
+    for place, panel in enumerate(panels):
         painters[figure.kind](panel, evidence, figure, figure.y[place])
         label = figure.y_labels[place] if place < len(figure.y_labels) else figure.y[place]
         panel.set_ylabel(label)
@@ -40,20 +33,12 @@ def draw(evidence: Evidence, path: Path) -> list[Path]:
             panel.set_xscale("log")
         if figure.log_y:
             panel.set_yscale("log")
-        panel.grid(alpha=0.25)
-        panel.spines[["top", "right"]].set_visible(False)
-    handles, labels = axes[0][0].get_legend_handles_labels()
+    handles, labels = panels[0].get_legend_handles_labels()
     if labels:
         sheet.legend(
             handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8
         )
-    files = []
-    for suffix in (".svg", ".png"):
-        metadata = {"Date": None} if suffix == ".svg" else None
-        sheet.savefig(path.with_suffix(suffix), dpi=160, metadata=metadata)
-        files.append(path.with_suffix(suffix))
-    pyplot.close(sheet)
-    return files
+    return save(sheet, path, suffixes)
 
 
 def _style(place: int) -> dict[str, Any]:

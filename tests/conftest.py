@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,3 +103,22 @@ def neox_lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
 def llama_lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     """Llama."""
     return make_lab(tmp_path_factory.mktemp("llama"), "llama")
+
+
+@pytest.fixture(scope="session")
+def said_with_threads() -> Callable[..., set[bytes]]:
+    """What a piece of code prints under each number of threads: one answer if it changes no bit."""
+
+    def run(code: str, *threads: str) -> set[bytes]:
+        return {
+            subprocess.run(
+                [sys.executable, "-c", code],
+                cwd=Path(__file__).parents[1],
+                env={**os.environ, "OMP_NUM_THREADS": n, "OPENBLAS_NUM_THREADS": n},
+                capture_output=True,
+                check=True,
+            ).stdout
+            for n in threads
+        }
+
+    return run

@@ -1,10 +1,6 @@
 """Fitted Q-iteration: batched replicas against a plain loop, CartPole data, and the experiment."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +17,6 @@ from rollout.randomness import Streams
 from rollout.store import RoundStore
 from rollout.types import Transitions
 
-ROOT = Path(__file__).parents[2]
 STREAMS = Streams(0)
 LAMBDAS = np.array([0.01, 0.1])
 
@@ -258,7 +253,7 @@ def test_fresh_data_need_the_recorded_learner():
         execute("quickstart/fqi_cartpole", ["protocol=fresh", "data=minari:a/b-v0"], dry_run=True)
 
 
-def test_the_number_of_threads_changes_no_bit_of_a_weight():
+def test_the_number_of_threads_changes_no_bit_of_a_weight(said_with_threads):
     code = (
         "import numpy as np\nfrom rl.fqi import *\nd = np.random.default_rng(0)\nn = 30000\n"
         "o = d.standard_normal((n, 4)).astype(np.float32) / 4\n"
@@ -268,14 +263,5 @@ def test_the_number_of_threads_changes_no_bit_of_a_weight():
         "for a in (None, .2):\n"
         "    w = fit(e, c, np.array([1e-4]), FQIMethod(alpha=a), s)\n    print(w.tobytes().hex())"
     )
-    outputs = {
-        subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": n, "OPENBLAS_NUM_THREADS": n},
-            capture_output=True,
-            check=True,
-        ).stdout
-        for n in ("1", "4")
-    }
+    outputs = said_with_threads(code, "1", "4")
     assert len(outputs) == 1 and len(outputs.pop()) > 20_000

@@ -1,10 +1,6 @@
 """R-LSVI and R-LSVI-UCB: the known optimum, exploration, replication, and the experiment."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +10,6 @@ from rl import linear_mdp
 from rl.agreement import identities, pairwise_identity
 from rl.lsvi import core_set, lsvi, lsvi_ucb
 
-ROOT = Path(__file__).parents[2]
 DRAW = np.random.default_rng
 MDP = linear_mdp.random_finite(8, 3, 4, 4, DRAW(0))
 CORE = core_set(MDP.features.reshape(-1, 4))
@@ -243,7 +238,7 @@ def test_the_ucb_experiment(tmp_path):
     assert many["suboptimality_last"] >= -1e-12 and summary["theory"]["theorem"] == "4.2"
 
 
-def test_the_number_of_threads_changes_no_bit_of_a_weight():
+def test_the_number_of_threads_changes_no_bit_of_a_weight(said_with_threads):
     code = (
         "import numpy as np\nfrom rl import linear_mdp as m, lsvi as l\n"
         "d = np.random.default_rng\n"
@@ -253,14 +248,5 @@ def test_the_number_of_threads_changes_no_bit_of_a_weight():
         "    out = l.lsvi(mdp, core, 5000, [d(i) for i in range(3)], d(1), alpha=alpha,"
         " regularization=1e-4)\n    print(out.weights.tobytes().hex())"
     )
-    outputs = {
-        subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": n, "OPENBLAS_NUM_THREADS": n},
-            capture_output=True,
-            check=True,
-        ).stdout
-        for n in ("1", "3")
-    }
+    outputs = said_with_threads(code, "1", "3")
     assert len(outputs) == 1 and len(outputs.pop()) > 3000

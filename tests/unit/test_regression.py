@@ -1,10 +1,5 @@
 """Ridge regression and second moments: closed forms, what rounds to what, and bad input."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -20,8 +15,6 @@ from rl.regression import (
     ridge_bin,
     round_covariance,
 )
-
-ROOT = Path(__file__).parents[2]
 
 
 def data(seed, count, d=4, noise=0.1):
@@ -206,7 +199,7 @@ def test_bad_data_is_named():
         ridge_bin(1.5, 0.01, 0.2, 3)
 
 
-def test_the_number_of_threads_changes_no_bit():
+def test_the_number_of_threads_changes_no_bit(said_with_threads):
     code = (
         "import numpy as np\nfrom rl.regression import moments, ridge, covariance\n"
         "draw = np.random.default_rng(0)\nx = draw.standard_normal((20000, 48)) / 20\n"
@@ -214,14 +207,5 @@ def test_the_number_of_threads_changes_no_bit():
         "print(g.tobytes().hex()[:99999:97], ridge(g, m, 20000, .1, 'mean').tobytes().hex(),"
         "covariance(x[None]).tobytes().hex()[:99999:97])"
     )
-    outputs = {
-        subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": n, "OPENBLAS_NUM_THREADS": n},
-            capture_output=True,
-            check=True,
-        ).stdout
-        for n in ("1", "2", "4")
-    }
+    outputs = said_with_threads(code, "1", "2", "4")
     assert len(outputs) == 1 and len(outputs.pop()) > 1000
