@@ -13,8 +13,8 @@ import numpy as np
 from launch.config import ConfigError, differences, load
 from launch.integrity import problems, read_summary
 from launch.run import stored_config
-from launch.sweep import directory_of, seeds_of
-from launch.tables import Budget, Column, Row, Table
+from launch.sweep import directory_of, evaluations, seeds_of
+from launch.tables import Budget, Column, Row, Run, Table, filled
 from launch.values import PathError, interval_at, number_at
 from rollout.intervals import NORMAL_975, bootstrap, interquartile_mean, wilson
 
@@ -36,7 +36,7 @@ class Source:
 class Number:
     """One cell of the table."""
 
-    by_seed: dict[int, float]
+    by_seed: dict[int | str, float]  # with several strata, by "stratum:seed"
     value: float  # NaN: no run has it
     low: float
     high: float
@@ -57,6 +57,7 @@ class Evidence:
     numbers: dict[str, dict[str, Number]] = field(default_factory=dict)
     sources: dict[str, list[Source]] = field(default_factory=dict)
     summaries: dict[Path, dict[str, Any]] = field(default_factory=dict)
+    unevaluated: dict[Path, str] = field(default_factory=dict)  # result file -> command
 
     def all_sources(self) -> list[Source]:
         """Every run once."""
@@ -76,21 +77,20 @@ def gather(table: Table, budget: str, settings: Budget) -> Evidence:
     evidence = Evidence(table, budget, settings)
     sources: dict[str, list[Source]] = {}
     for line in table.lines():
-        if line.run not in sources:
-            run = settings.runs[line.run]
-            sources[line.run] = [
-                _source(run.config, run.overrides, seed, evidence)
-                for seed in seeds_of(run, settings)
-            ]
-        evidence.sources[line.name] = sources[line.run]
+        for name in line.runs:
+            if name not in sources:
+                run = settings.runs[name]
+                sources[name] = [_source(run, seed, evidence) for seed in seeds_of(run, settings)]
+        evidence.sources[line.name] = [one for name in line.runs for one in sources[name]]
         evidence.numbers[line.name] = {
-            name: _number(line, column, sources[line.run], evidence)
+            name: _number(line, column, [sources[run] for run in line.runs], evidence)
             for name, column in table.columns.items()
         }
     return evidence
 
 
-def _source(config: str, overrides: list[str], seed: int, evidence: Evidence) -> Source:
+def _source(run: Run, seed: int, evidence: Evidence) -> Source:
+    config, overrides = run.config, run.overrides
     directory = directory_of(config, overrides, seed)
     command = " ".join(
         ["reprise run", config, *overrides, f"seed={seed}", "--out", directory.as_posix()]
@@ -107,6 +107,10 @@ def _source(config: str, overrides: list[str], seed: int, evidence: Evidence) ->
     if found:
         return Source(directory, seed, command, "corrupt", "; ".join(found))
     evidence.summaries[directory] = summary
+    for evaluation in run.evaluate:
+        for job in evaluations(evaluation, directory):
+            if not job.finished_before:
+                evidence.unevaluated[job.out] = job.typed
     return Source(
         directory,
         seed,
@@ -117,26 +121,32 @@ def _source(config: str, overrides: list[str], seed: int, evidence: Evidence) ->
     )
 
 
-def _number(line: Row, column: Column, sources: list[Source], evidence: Evidence) -> Number:
-    by_seed: dict[int, float] = {}
+def _number(line: Row, column: Column, strata: list[list[Source]], evidence: Evidence) -> Number:
+    found: list[dict[int, float]] = []
     own = (math.nan, math.nan)
-    for source in sources:
-        contents = _contents(evidence, source, column.file)
-        if contents is None:
-            continue
-        try:
-            by_seed[source.seed] = number_at(contents, _under(line, column.path))
-            own = _own_interval(contents, line, column, by_seed[source.seed])
-        except PathError as error:
-            raise ConfigError(
-                f"row '{line.name}', column '{column.label}', {source.directory}: {error}"
-            ) from error
-    values = list(by_seed.values())
-    if not values:
+    for sources in strata:
+        found.append({})
+        for source in sources:
+            contents = _contents(evidence, source, filled(column.file, line.chosen))
+            if contents is None:
+                continue
+            try:
+                value = number_at(contents, _under(line, column.path))
+                own = _own_interval(contents, line, column, value)
+            except PathError as error:
+                raise ConfigError(
+                    f"row '{line.name}', column '{column.label}', {source.directory}: {error}"
+                ) from error
+            found[-1][source.seed] = value
+    by_seed: dict[int | str, float] = {}
+    for k, of in enumerate(found):
+        by_seed |= {f"{k}:{seed}" if len(found) > 1 else seed: value for seed, value in of.items()}
+    if not by_seed:
         return Number({}, math.nan, math.nan, math.nan)
     statistic = interquartile_mean if column.aggregate == "iqm" else np.mean
-    low, high = own if len(values) == 1 else bootstrap([values], statistic)
-    return Number(by_seed, float(statistic(np.array(values))), low, high)
+    drawn = [list(of.values()) for of in found if of]
+    low, high = own if len(by_seed) == 1 else bootstrap(drawn, statistic)
+    return Number(by_seed, float(statistic(np.array([*by_seed.values()]))), low, high)
 
 
 def _under(line: Row, path: str) -> str:
@@ -168,13 +178,15 @@ def _contents(evidence: Evidence, source: Source, file: str) -> dict[str, Any] |
     if file == "summary.json":
         return evidence.summaries[source.directory]
     path = source.directory / file
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if not path.is_file():
+        return None
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".jsonl":
+        return {"records": [json.loads(line) for line in text.splitlines()]}
+    return json.loads(text)
 
 
-def entries_of(evidence: Evidence, row: str, key: str) -> list[list[dict[str, Any]]]:
+def entries_of(evidence: Evidence, row: str, key: str, file: str) -> list[list[dict[str, Any]]]:
     """The list `key` of each finished run of a row: a curve for each seed."""
-    curves = []
-    for source in evidence.sources[row]:
-        if source.state == "finished":
-            curves.append(evidence.summaries[source.directory].get(key, []))
-    return curves
+    found = [_contents(evidence, source, file) for source in evidence.sources[row]]
+    return [contents.get(key, []) for contents in found if contents is not None]

@@ -13,14 +13,17 @@ from pathlib import Path
 
 @dataclass
 class Job:
-    """One run to be made.
+    """One run to be made, or one evaluation of a run.
 
     Attributes:
-        config: path or shipped name.
+        config: path or shipped name; of an evaluation, the run's directory.
         overrides: ``key.path=value``.
-        out: its run directory; messages go to ``<out>.log``.
+        out: the run's directory, or the file of the evaluation's result; messages go to
+            ``<out>.log``.
         after: run directories that must be finished first.
         gpus: how many it needs; counted by the Ray executor, local runs see all.
+        suite: of an evaluation, what `reprise evaluate` calls it.
+        round: of an evaluation, which policy.
         status: ``waiting``, ``running``, ``done`` or ``failed``.
         attempts: how often it was started here.
     """
@@ -30,6 +33,8 @@ class Job:
     out: Path
     after: tuple[Path, ...] = ()
     gpus: int = 0
+    suite: str = ""
+    round: int = 0
     status: str = "waiting"
     attempts: int = 0
     started: float = field(default=0.0, repr=False)
@@ -38,7 +43,7 @@ class Job:
     @property
     def finished_before(self) -> bool:
         """Whether the run's result is already there."""
-        return (self.out / "summary.json").is_file()
+        return (self.out if self.suite else self.out / "summary.json").is_file()
 
     @property
     def log(self) -> Path:
@@ -47,9 +52,20 @@ class Job:
 
     @property
     def command(self) -> list[str]:
-        """The command line that makes, or continues, the run."""
+        """The command line that makes, or continues, the run or evaluation."""
+        if self.suite:
+            chosen = ["--suite", self.suite, "--round", str(self.round)]
+            module = [sys.executable, "-m", "launch.cli", "evaluate"]
+            return [*module, self.config, *self.overrides, *chosen]
         module = [sys.executable, "-m", "launch.run"]
         return [*module, self.config, *self.overrides, "--out", str(self.out)]
+
+    @property
+    def typed(self) -> str:
+        """The same for a person."""
+        if self.suite:
+            return " ".join(["reprise", *self.command[3:]])
+        return " ".join(["reprise run", *self.command[3:]])
 
 
 def run_side_by_side(

@@ -84,10 +84,9 @@ def evaluate(
             f"{run} is not a run (no config.yaml): a model is evaluated by openllm and alpaca, "
             "with --out and without --round"
         )
-    folder = (out or root) / "suites" / suite
     found = []
     for k in rounds or [_last_round(root) if is_run else 0]:
-        file = folder / f"round-{k:05d}.json"
+        file = result_file(out or root, suite, k)
         asked = settings.model_dump(mode="json")
         if file.is_file():
             stored = json.loads(file.read_text(encoding="utf-8"))
@@ -105,10 +104,15 @@ def evaluate(
             name: importlib.metadata.version(name) for name in ("transformers", "torch")
         }
         if not dry_run:
-            folder.mkdir(parents=True, exist_ok=True)
+            file.parent.mkdir(parents=True, exist_ok=True)
             write_json(file, record)
         found.append(record)
     return found
+
+
+def result_file(run: Path, suite: str, k: int) -> Path:
+    """Where the result of a suite on pi_k is kept."""
+    return run / "suites" / suite / f"round-{k:05d}.json"
 
 
 def lines(found: list[dict[str, Any]]) -> list[str]:

@@ -25,7 +25,16 @@ from launch.config import ConfigError, find, load
 from launch.parallel import Job, run_side_by_side
 from launch.provenance import cores
 from launch.run import default_out, state_of
-from launch.tables import Budget, Run, Table, budget_of, load_table, shipped_tables
+from launch.suite import result_file
+from launch.tables import (
+    Budget,
+    Evaluation,
+    Run,
+    Table,
+    budget_of,
+    load_table,
+    shipped_tables,
+)
 
 RETRIES = 1  # a run that failed for a passing reason continues; one that fails twice is reported
 
@@ -47,11 +56,11 @@ class Plan:
     minutes: dict[Path, float] = field(default_factory=dict)
     megabytes: dict[Path, float] = field(default_factory=dict)
 
-    def add(self, job: Job, run: Run) -> None:
+    def add(self, job: Job, minutes: float, megabytes: float) -> None:
         """One more job, unless it is there."""
         if job.out not in self.minutes:
             self.jobs.append(job)
-            self.minutes[job.out], self.megabytes[job.out] = run.minutes, run.megabytes
+            self.minutes[job.out], self.megabytes[job.out] = minutes, megabytes
 
     def merge(self, other: Plan) -> None:
         """The jobs of another table too, each once."""
@@ -82,7 +91,7 @@ def plan(table: Table, budget: Budget) -> Plan:
             if run.stage == stage
             for seed in seeds_of(run, budget)
         )
-    used = dict.fromkeys(line.run for line in table.lines())
+    used = dict.fromkeys(run for line in table.lines() for run in line.runs)
     for name in used:
         run = budget.runs[name]
         for seed in seeds_of(run, budget):
@@ -113,8 +122,31 @@ def _add(made: Plan, run: Run, seed: int, after: tuple[Path, ...]) -> Path:
     out = directory_of(run.config, run.overrides, seed)
     state_of(out, settings)
     needs = tuple(_needed(made, name) for name in settings.needs)
-    made.add(Job(run.config, overrides, out, after=(*after, *needs), gpus=run.gpus), run)
+    made.add(
+        Job(run.config, overrides, out, after=(*after, *needs), gpus=run.gpus),
+        run.minutes,
+        run.megabytes,
+    )
+    for evaluation in run.evaluate:
+        for job in evaluations(evaluation, out, run.gpus):
+            made.add(job, evaluation.minutes, 1.0)
     return out
+
+
+def evaluations(evaluation: Evaluation, run: Path, gpus: int = 0) -> list[Job]:
+    """The jobs that measure the policies of the finished run in `run`."""
+    return [
+        Job(
+            run.as_posix(),
+            tuple(evaluation.overrides),
+            result_file(run, evaluation.suite, k),
+            after=(run,),
+            gpus=gpus,
+            suite=evaluation.suite,
+            round=k,
+        )
+        for k in evaluation.rounds
+    ]
 
 
 def _needed(made: Plan, name: str) -> Path:
@@ -122,7 +154,7 @@ def _needed(made: Plan, name: str) -> Path:
     settings, out = load(name), default_out(find(name))
     state_of(out, settings)
     before = tuple(_needed(made, other) for other in settings.needs)
-    made.add(Job(name, (), out, after=before), Run(config=name, minutes=3.0, megabytes=30.0))
+    made.add(Job(name, (), out, after=before), minutes=3.0, megabytes=30.0)
     return out
 
 
@@ -144,7 +176,7 @@ def cost(made: Plan, workers: int) -> dict[str, Any]:
         "jobs": [
             {
                 "directory": str(job.out),
-                "command": " ".join(["reprise run", job.config, *job.overrides]),
+                "command": job.typed,
                 "finished": job.finished_before,
                 "minutes": made.minutes[job.out],
                 "gpus": job.gpus,

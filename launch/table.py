@@ -29,7 +29,7 @@ def make(table: str | Path, budget: str) -> tuple[str, Evidence]:
         ConfigError: an unknown table or budget, or a table that does not fit its runs.
     """
     name, loaded = load_table(table)
-    return name, gather(loaded, budget, budget_of(name, loaded, budget))
+    return name, gather(loaded.at(budget), budget, budget_of(name, loaded, budget))
 
 
 def render(evidence: Evidence, form: str) -> str:
@@ -67,17 +67,21 @@ def caption(evidence: Evidence) -> str:
     seeds = sorted({source.seed for source in finished})
     several = len(seeds) > 1
     over = f"; mean over seeds {', '.join(map(str, seeds))}" if several else ""
-    interval = " with a 95% bootstrap interval over seeds" if several else ""
+    within = (
+        ", drawn within each game" if any(line.strata for line in evidence.table.lines()) else ""
+    )
+    interval = f" with a 95% bootstrap interval over seeds{within}" if several else ""
     return f"Budget *{evidence.budget}*: {evidence.settings.note}{over}{interval}."
 
 
 def troubles(evidence: Evidence) -> list[str]:
-    """A line for each run that is missing or corrupt."""
-    return [
+    """A line for each run that is missing or corrupt, and each evaluation that is missing."""
+    runs = [
         f"{source.state}: `{source.command}`: {source.problem}"
         for source in evidence.all_sources()
         if source.state != "finished"
     ]
+    return [*runs, *(f"missing: `{command}`" for command in evidence.unevaluated.values())]
 
 
 def _cell(number: Number, column: Column) -> str:

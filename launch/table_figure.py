@@ -56,14 +56,15 @@ def _curves(panel: Any, evidence: Evidence, figure: Figure, key: str) -> None:
     for place, line in enumerate(evidence.table.lines()):
         curves = [
             {number_at(entry, figure.x): number_at(entry, key) for entry in curve}
-            for curve in entries_of(evidence, line.name, figure.entries)
+            for curve in entries_of(evidence, line.name, figure.entries, figure.file)
         ]
         if not curves:
             continue
         xs = sorted(set.intersection(*(set(curve) for curve in curves)))
         values = np.array([[curve[x] for x in xs] for curve in curves])
         style = _style(place)
-        panel.plot(xs, values.mean(axis=0), label=line.name, **style)
+        sparse = max(1, len(xs) // 12)
+        panel.plot(xs, values.mean(axis=0), label=line.name, markevery=sparse, **style)
         low, high = values.min(axis=0), values.max(axis=0)
         panel.fill_between(xs, low, high, color=style["color"], alpha=0.12, lw=0)
 

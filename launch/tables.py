@@ -21,11 +21,23 @@ from pydantic import Field, ValidationError, model_validator
 
 from launch.config import ConfigError, configs_folder, load, read
 from launch.problems import explain
+from launch.suite import settings_of
 from launch.values import PathError, parse
 from rollout.settings import Settings
 
 Overrides = list[str]
 BudgetName = Literal["laptop", "desk", "paper"]
+
+
+class Evaluation(Settings):
+    """A suite of `reprise evaluate`, run on policies of a finished run."""
+
+    suite: Literal["openllm", "judge", "alpaca"]
+    rounds: list[Annotated[int, Field(ge=0)]] = Field(
+        min_length=1, description="which policies; 0 is the initial one"
+    )
+    overrides: Overrides = Field(default_factory=list, description="key.path=value of the suite")
+    minutes: float = Field(1.0, gt=0, description="of one policy: an estimate")
 
 
 class Run(Settings):
@@ -40,6 +52,9 @@ class Run(Settings):
     megabytes: float = Field(5.0, gt=0, description="that one seed leaves on disk: an estimate")
     gpus: int = Field(0, ge=0, description="GPUs of one seed")
     stage: int = Field(0, ge=0, description="of `first`: waits for those of lower stages")
+    evaluate: list[Evaluation] = Field(
+        default_factory=list, description="made after the run, on as many GPUs"
+    )
 
 
 class Budget(Settings):
@@ -58,6 +73,11 @@ class Row(Settings):
 
     name: str = Field(description="may hold {key} for each key of `each`")
     run: str = Field(description="a run of the budget; may hold {key}")
+    strata: list[str] = Field(
+        default_factory=list,
+        description="further runs, of other games say, whose seeds count too: the bootstrap draws "
+        "within each run; may hold {key}",
+    )
     cell: str = Field(
         "", description="path in summary.json that the columns' paths start from; may hold {key}"
     )
@@ -72,16 +92,30 @@ class Row(Settings):
         """The rows it stands for, in order."""
         if not self.each:
             return [self]
-        keys = list(self.each)
-        return [
-            Row(
-                name=_filled(self.name, dict(zip(keys, values, strict=True))),
-                run=_filled(self.run, dict(zip(keys, values, strict=True))),
-                cell=_filled(self.cell, dict(zip(keys, values, strict=True))),
-                paper=self.paper,
+        lines = []
+        for values in itertools.product(*self.each.values()):
+            chosen = dict(zip(self.each, values, strict=True))
+            lines.append(
+                Row(
+                    name=filled(self.name, chosen),
+                    run=filled(self.run, chosen),
+                    strata=[filled(run, chosen) for run in self.strata],
+                    cell=filled(self.cell, chosen),
+                    each={key: [value] for key, value in chosen.items()},
+                    paper=self.paper,
+                )
             )
-            for values in itertools.product(*self.each.values())
-        ]
+        return lines
+
+    @property
+    def chosen(self) -> dict[str, int | float | str]:
+        """The values of `each` that an expanded row stands for."""
+        return {key: values[0] for key, values in self.each.items()}
+
+    @property
+    def runs(self) -> list[str]:
+        """Every run whose seeds count."""
+        return [self.run, *self.strata]
 
 
 class Column(Settings):
@@ -102,7 +136,12 @@ class Column(Settings):
     )
     exact: bool = Field(False, description="computed, not sampled: an interval of no width")
     file: str = Field(
-        "summary.json", description="JSON file in the run's directory; e.g. an evaluation's"
+        "summary.json",
+        description="JSON file in the run's directory, e.g. an evaluation's; may hold {key}. The "
+        "lines of a .jsonl file are the list `records`",
+    )
+    budgets: list[BudgetName] | None = Field(
+        None, min_length=1, description="where the column is shown; null: everywhere"
     )
     digits: int = Field(3, ge=0, le=8, description="after the point")
     aggregate: Literal["mean", "iqm"] = Field(
@@ -163,7 +202,8 @@ class Figure(Settings):
     )
     x: str = Field("", description="curves: key of each entry; frontier: column")
     y: list[str] = Field(min_length=1, description="curves: keys of each entry; else columns")
-    entries: str = Field("", description="curves: the list in summary.json, e.g. `rounds`")
+    entries: str = Field("", description="curves: the list in the file, e.g. `rounds`")
+    file: str = Field("summary.json", description="curves: as a column's `file`")
     x_label: str = ""
     y_labels: list[str] = Field(default_factory=list)
     log_x: bool = False
@@ -187,6 +227,38 @@ class Table(Settings):
         """Every row, expanded."""
         return [line for row in self.rows for line in row.expanded()]
 
+    def at(self, budget: str) -> Table:
+        """The table with the columns of one budget, and the claims that are about them."""
+        shown = {
+            name: column
+            for name, column in self.columns.items()
+            if column.budgets is None or budget in column.budgets
+        }
+        claims = [
+            claim
+            for claim in self.claims
+            if all(side.column in (None, *shown) for side in (claim.left, claim.right))
+        ]
+        return self.model_copy(update={"columns": shown, "claims": claims})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _same_budgets(cls, raw: Any) -> Any:
+        """`desk: laptop` says that the laptop's runs are large enough for a desk too."""
+        budgets = raw.get("budgets") if isinstance(raw, dict) else None
+        if not isinstance(budgets, dict):
+            return raw
+        meant = {}
+        for name, given in budgets.items():
+            meant[name] = budgets.get(given) if isinstance(given, str) else given
+            if not isinstance(meant[name], dict):
+                known = [one for one, settings in budgets.items() if isinstance(settings, dict)]
+                raise ValueError(
+                    f"budgets.{name}={given!r} should be a mapping with note and runs, or the name "
+                    f"of a budget that is one ({', '.join(known) or 'there is none'})"
+                )
+        return {**raw, "budgets": meant}
+
     @model_validator(mode="after")
     def _consistent(self) -> Table:
         problems = [*_row_problems(self), *_claim_problems(self), *_path_problems(self)]
@@ -195,7 +267,8 @@ class Table(Settings):
         return self
 
 
-def _filled(text: str, values: dict[str, Any]) -> str:
+def filled(text: str, values: dict[str, Any]) -> str:
+    """`text` with `{key}` replaced where `values` has the key."""
     return re.sub(r"\{(\w+)\}", lambda found: str(values.get(found[1], found[0])), text)
 
 
@@ -207,12 +280,16 @@ def _unknown(kind: str, name: str, known: list[str]) -> str:
 def _row_problems(table: Table) -> list[str]:
     problems = []
     for line in table.lines():
-        if "{" in line.name + line.run + line.cell:
+        files = [filled(column.file, line.chosen) for column in table.columns.values()]
+        if "{" in "".join([line.name, *line.runs, line.cell, *files]):
             problems.append(f"row '{line.name}': a {{key}} without values in `each`")
         for budget, settings in table.budgets.items():
-            if line.run not in settings.runs:
-                known = list(settings.runs)
-                problems.append(f"row '{line.name}', {budget}: {_unknown('run', line.run, known)}")
+            known = list(settings.runs)
+            problems += [
+                f"row '{line.name}', {budget}: {_unknown('run', run, known)}"
+                for run in line.runs
+                if run not in settings.runs
+            ]
         for column in line.paper:
             if column not in table.columns:
                 known = list(table.columns)
@@ -277,6 +354,8 @@ def load_table(table: str | Path) -> tuple[str, Table]:
         for run in [*settings.first, *settings.runs.values()]:
             try:
                 load(run.config, run.overrides)
+                for evaluation in run.evaluate:
+                    settings_of(evaluation.suite, None, evaluation.overrides)
             except ConfigError as error:
                 problems.append(f"budgets.{budget}: {error}")
     if problems:

@@ -14,6 +14,7 @@ from launch.cli import main
 from launch.run import execute
 from rollout.store import RoundStore
 from tests.system.judge_server import judge_server
+from tests.system.leaderboard_tasks import write_tasks
 
 KEY = "sk-another-key-that-must-not-be-seen"
 
@@ -188,20 +189,6 @@ def test_alpaca_eval_files(run, server, capsys, tmp_path):
 
 # -- the leaderboard -----------------------------------------------------------------------------
 
-TASK = """
-task: {name}
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {file}, train: {file}}}}}
-output_type: multiple_choice
-training_split: train
-test_split: test
-doc_to_text: "{{{{question}}}}"
-doc_to_choice: choices
-doc_to_target: answer
-metric_list:
-  - {{metric: acc, aggregation: mean, higher_is_better: true}}
-"""
-
 
 def likeliest(run, question, choices):
     """The choice with the largest ln pi(" " + choice | question), by the model itself."""
@@ -230,11 +217,7 @@ def test_leaderboard_tasks_from_a_folder(run, capsys, tmp_path, monkeypatch):
         best = likeliest(run, question, choices)
         answer = best if number else (best + 1) % 3  # right in three of four
         rows.append({"question": question, "choices": choices, "answer": answer})
-    tasks = tmp_path / "tasks"
-    tasks.mkdir()
-    (tasks / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for name in ("words", "more_words"):
-        (tasks / f"{name}.yaml").write_text(TASK.format(name=name, file=tasks / "rows.jsonl"))
+    tasks = write_tasks(tmp_path / "tasks", rows, "words", "more_words")
     arguments = [run, f"include={tasks}", "tasks={words: 0, more_words: 2}", "bootstrap=10"]
     code, output, errors = reprise(capsys, *arguments, "--out", tmp_path, "--format", "json")
     assert code == 0, errors

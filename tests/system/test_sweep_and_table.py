@@ -12,6 +12,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from launch import strict_yaml
+from rollout.intervals import bootstrap
+from tests.system.leaderboard_tasks import write_tasks
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -133,6 +137,79 @@ def test_latex_and_csv_hold_the_same_numbers(table):
     assert f"{number:.3f}" in tex and r"\toprule" in tex and "1.250" in tex
     rows = reprise(table, "table", "small.yaml", "--format", "csv").stdout.splitlines()
     assert f"R = 8,kl,all,{number!r}" in "\n".join(rows)
+
+
+def test_strata_and_lines_of_json(table):
+    contents = yaml.safe_load((table / "small.yaml").read_text())
+    both = {"name": "both", "run": "on", "strata": ["other"], "cell": contents["rows"][0]["cell"]}
+    contents["rows"].append(both)
+    contents["columns"]["iqm"] = {"label": "I", "path": "kl_mean", "aggregate": "iqm"}
+    (table / "small.yaml").write_text(yaml.safe_dump(contents))
+    reprise(table, "sweep", "small.yaml")
+    first, second, both = values(table)["rows"]
+    strata = [list(row["values"]["kl"]["by_seed"].values()) for row in (first, second)]
+    found = both["values"]["kl"]
+    assert found["by_seed"] == {
+        f"{k}:{seed}": value for k, of in enumerate(strata) for seed, value in enumerate(of)
+    }
+    assert found["value"] == pytest.approx(sum(strata[0] + strata[1]) / 4)
+    assert (found["low"], found["high"]) == bootstrap(strata)
+    middle = sorted(strata[0] + strata[1])[1:3]
+    assert both["values"]["iqm"]["value"] == pytest.approx(sum(middle) / 2)
+
+    # A number from the lines of a .jsonl file: of a run that has one.
+    for summary in table.glob("runs/paper/*/summary.json"):
+        summary.with_name("extra.jsonl").write_text(
+            '{"step": 1, "x": 2.5}\n{"step": 2, "x": 3.5}\n'
+        )
+    contents["columns"] = {"x": {"label": "x", "file": "extra.jsonl", "path": "records[step=2].x"}}
+    contents["rows"] = [{"name": "R = 8", "run": "on"}]
+    curves = {"kind": "curves", "file": "extra.jsonl", "entries": "records", "x": "step"}
+    contents |= {"claims": [], "figure": {**curves, "y": ["x"]}}
+    (table / "small.yaml").write_text(yaml.safe_dump(contents))
+    [row] = values(table)["rows"]
+    assert row["values"]["x"]["value"] == 3.5
+    reprise(table, "table", "small.yaml", "--out", "drawn")
+    assert (table / "drawn/small.svg").stat().st_size > 5000
+
+
+def test_a_sweep_makes_evaluations_too(llama_lab, tmp_path, monkeypatch):
+    pytest.importorskip("lm_eval")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "chat.yaml").write_text(strict_yaml.write(llama_lab.config(rounds=1)))
+    rows = [
+        {"question": q, "choices": ["name", "value"], "answer": 0} for q in ("get the", "set a")
+    ]
+    tasks = write_tasks(tmp_path / "tasks", rows, "words")
+    suite = [f"include={tasks}", "tasks={words: 0}", "bootstrap=10"]
+    run = {
+        "config": "chat.yaml",
+        "evaluate": [{"suite": "openllm", "rounds": [0, 1], "overrides": suite}],
+    }
+    contents = {
+        "title": "Chat",
+        "source": "a test",
+        "about": "One run.",
+        "budgets": {"laptop": {"note": "tiny", "runs": {"chat": run}}},
+        "rows": [{"name": "round {round}", "run": "chat", "each": {"round": [0, 1]}}],
+        "columns": {
+            "words": {
+                "label": "words",
+                "file": "suites/openllm/round-0000{round}.json",
+                "path": "result.words",
+            }
+        },
+    }
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(contents))
+    plan = reprise(tmp_path, "sweep", "small.yaml", "--dry-run", "--format", "json").stdout
+    assert json.loads(plan)["runs"] == 3
+    out = json.loads(plan)["jobs"][0]["directory"]
+    reprise(tmp_path, "run", "chat.yaml", "seed=0", "--out", out)
+    shown = reprise(tmp_path, "table", "small.yaml").stdout
+    assert "| round 1 | missing |" in shown and "--suite openllm --round 1`" in shown
+    reprise(tmp_path, "sweep", "small.yaml")
+    for row in values(tmp_path)["rows"]:
+        assert row["values"]["words"]["value"] in (0.0, 50.0, 100.0)
 
 
 def test_bad_input(table):

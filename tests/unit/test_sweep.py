@@ -157,3 +157,23 @@ def test_a_second_sweep_is_refused_and_names_the_first(tmp_path, monkeypatch):
         holder.communicate(b"\n")
     with sweep.sweep_lock():  # free again
         pass
+
+
+def test_evaluations_follow_their_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name, table = load_table("general_chat_table_2")
+    made = sweep.plan(table, budget_of(name, table, "paper"))
+    runs = [job for job in made.jobs if not job.suite]
+    assert len(runs) == 3 and len(made.jobs) == 3 + 2 * (1 + 5 + 5)
+    run = next(job for job in runs if "rdrc" in job.config)
+    of_run = [job for job in made.jobs if job.suite and job.after == (run.out,)]
+    assert [(job.suite, job.round) for job in of_run] == [
+        *(("alpaca", k) for k in range(1, 6)),
+        *(("openllm", k) for k in range(1, 6)),
+    ]
+    assert all(job.gpus == run.gpus == 8 for job in of_run)
+    assert of_run[-1].typed == f"reprise evaluate {run.out} --suite openllm --round 5"
+    done = run.out / "suites/openllm/round-00005.json"
+    done.parent.mkdir(parents=True)
+    done.write_text("{}")
+    assert of_run[-1].finished_before and not of_run[-2].finished_before

@@ -6,7 +6,7 @@ import yaml
 from launch.config import ConfigError, configs_folder
 from launch.tables import Row, load_table, shipped_tables
 
-SHIPPED = 20
+SHIPPED = 25
 GOOD = {
     "title": "t",
     "source": "paper",
@@ -84,11 +84,49 @@ def test_rows_expand_in_order(tmp_path):
                 "one": {"config": "paper/theory_collapse", "overrides": ["replicas=0"]}}}}},
             "replicas",
         ),
+        (
+            {"budgets": {**GOOD["budgets"], "desk": "labtop"}},
+            "budgets.desk='labtop' should be a mapping.*or the name of a budget.*laptop",
+        ),
+        (
+            {"rows": [{"name": "a", "run": "one", "strata": ["on"]}]},
+            "run 'on' is not among .'one'.",
+        ),
+        (
+            {"columns": {"kl": {"label": "K", "path": "a", "file": "round-{round}.json"}}},
+            "row 'REBEL': a {key} without values",
+        ),
+        (
+            {"budgets": {"laptop": {"note": "n", "runs": {"one": {
+                "config": "paper/theory_collapse",
+                "evaluate": [{"suite": "judge", "rounds": [1],
+                              "overrides": ["judge.modle=x"]}]}}}}},
+            "did you mean 'judge.model'",
+        ),
     ],
 )  # fmt: skip
 def test_mistakes_are_named(tmp_path, changes, says):
     with pytest.raises(ConfigError, match=f"(?s){says}"):
         load_table(write(tmp_path, **changes))
+
+
+def test_a_budget_may_be_the_same_as_another(tmp_path):
+    _, table = load_table(write(tmp_path, budgets={**GOOD["budgets"], "paper": "laptop"}))
+    assert table.budgets["paper"] == table.budgets["laptop"]
+
+
+def test_a_column_of_one_budget_takes_its_claims_along(tmp_path):
+    columns = {**GOOD["columns"], "judged": {"label": "J", "path": "j", "budgets": ["paper"]}}
+    side = {"row": "REBEL", "column": "judged"}
+    claim = {"text": "c", "left": side, "relation": ">", "right": {"value": 0.0}}
+    _, table = load_table(
+        write(
+            tmp_path, columns=columns, claims=[claim, {**claim, "left": {**side, "column": "kl"}}]
+        )
+    )
+    assert {*table.at("laptop").columns} == {"kl"} and len(table.at("laptop").claims) == 1
+    assert {*table.at("paper").columns} == {"kl", "judged"}
+    assert len(table.at("paper").claims) == 2
 
 
 def test_an_unknown_table_names_the_nearest():
