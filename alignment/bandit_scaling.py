@@ -66,10 +66,13 @@ def scaling(
             fitted, interval = slope(study.pairs_per_round, np.array(values), generator)
             own = curves[-len(study.pairs_per_round) :]
             ratios = [c["error_mean"] / c["lower_bound_rate"] for c in own]
+            nearest = own[int(np.argmin(ratios))]
+            ends = [end / nearest["lower_bound_rate"] for end in nearest["error_ci95"]]
             slopes.append(
                 head
                 | {"slope": fitted, "ci95": interval, "last_error": own[-1]["error_mean"]}
                 | {"smallest_ratio": min(ratios), "largest_ratio": max(ratios)}
+                | {"smallest_ratio_ci95": ends}
             )
             progress.advance()
     columns = [
@@ -209,7 +212,10 @@ def complexity(
     axes.set_ylabel("pairs until the median error is eps")
     axes.legend(frameon=False, fontsize=8)
     figure.save(run_dir.path, "fewest pairs in all, over the sizes and numbers of rounds tried")
-    return {"pairs": table, "slopes": slopes, "knee": knee, "curves": _as_curves(on, off, replicas)}
+    needs = [row["eps"] for row in table]
+    intervals = _ratio_intervals(on, off, needs, replicas, streams.data("bootstrap", "ratios"))
+    pairs = [row | {"ratio_ci95": ends} for row, ends in zip(table, intervals, strict=True)]
+    return {"pairs": pairs, "slopes": slopes, "knee": knee, "curves": _as_curves(on, off, replicas)}
 
 
 def _as_curves(on: list, off: list, replicas: int) -> list[dict[str, Any]]:
@@ -233,6 +239,27 @@ def _crossing(runs: list[tuple[int, np.ndarray]], eps: float) -> float:
         if next_y <= aim < y:
             return math.exp(x + (next_x - x) * (y - aim) / (y - next_y))
     return math.exp(logs[0][0]) if logs[0][1] <= aim else math.nan
+
+
+def _ratio_intervals(
+    on: list[tuple[int, np.ndarray]],
+    off: list[tuple[int, np.ndarray]],
+    errors: list[float],
+    replicas: int,
+    generator: np.random.Generator,
+) -> list[list[float]]:
+    """Bootstrap intervals, over replicas, of offline over on-policy pairs at each error.
+
+    NaN where some draw never reaches the error: the interval has no end.
+    """
+    drawn = []
+    for _ in range(200):
+        medians = []
+        for runs in (on, off):  # replicas of the two are independent
+            chosen = generator.integers(replicas, size=replicas)
+            medians.append([(size, np.median(e[chosen], keepdims=True)) for size, e in runs])
+        drawn.append([_crossing(medians[1], eps) / _fewest(medians[0], eps) for eps in errors])
+    return np.quantile(drawn, [0.025, 0.975], axis=0).T.tolist()
 
 
 def _size(run: tuple[int, np.ndarray]) -> int:

@@ -8,8 +8,9 @@ The difference left - right is compared with the margin by its 95% interval:
                     wholly outside
 
 Over seeds the interval is Student's, of differences paired by seed. Cells of one run that bring
-their own intervals are taken as independent: half-widths add as squares. A difference without an
-interval is undecided, unless both sides are exact (a constant, or an interval of no width).
+their own intervals are taken as independent: distances from value to end, which may differ between
+the ends, add as squares (Zou and Donner 2008). A difference without an interval is undecided, unless
+both sides are exact (a constant, or an interval of no width).
 """
 
 from __future__ import annotations
@@ -30,6 +31,11 @@ class Verdict:
     verdict: str  # holds, does not, undecided
     statistic: str
 
+    @property
+    def reason(self) -> str:
+        """The authors' opinion, where the claim does not hold."""
+        return "" if self.verdict == "holds" else self.claim.reason
+
 
 def verdicts(evidence: Evidence) -> list[Verdict]:
     """Every claim of the table."""
@@ -38,15 +44,14 @@ def verdicts(evidence: Evidence) -> list[Verdict]:
 
 def _verdict(claim: Claim, evidence: Evidence) -> Verdict:
     left, right = _number(claim.left, evidence), _number(claim.right, evidence)
-    difference, half, runs = _difference(left, right)
+    difference, low, high, runs = _difference(left, right)
     if math.isnan(difference):
         return Verdict(claim, "undecided", "a run is missing")
     shown = f"{_side(claim.left)} {left.value:.4g}, {_side(claim.right)} {right.value:.4g}"
     margin = f", margin {claim.margin:.3g}" if claim.margin else ""
-    if math.isnan(half):
+    if math.isnan(low) or math.isnan(high):
         text = f"{shown}; difference {difference:+.3g}, no interval ({runs}){margin}"
         return Verdict(claim, "undecided", text)
-    low, high = difference - half, difference + half
     text = f"{shown}; difference {difference:+.3g} [{low:+.3g}, {high:+.3g}] ({runs}){margin}"
     return Verdict(claim, _decide(claim, low, high), text)
 
@@ -76,20 +81,22 @@ def _number(side: Side, evidence: Evidence) -> Number:
     )
 
 
-def _difference(left: Number, right: Number) -> tuple[float, float, str]:
-    """left - right, the half-width of its 95% interval, and over what it was taken."""
+def _difference(left: Number, right: Number) -> tuple[float, float, float, str]:
+    """left - right, the ends of its 95% interval, and over what it was taken."""
     if not (left.known and right.known):
-        return math.nan, math.nan, ""
+        return math.nan, math.nan, math.nan, ""
     if len(left.by_seed) > 1 and len(right.by_seed) > 1:
         both = [seed for seed in left.by_seed if seed in right.by_seed]
         mean, half = student([left.by_seed[s] - right.by_seed[s] for s in both])
-        return mean, half, f"paired, {len(both)} seeds"
+        return mean, mean - half, mean + half, f"paired, {len(both)} seeds"
     for several, other, sign in ((left, right, 1.0), (right, left, -1.0)):
         if len(several.by_seed) > 1 and not other.by_seed:
             mean, half = student([sign * (v - other.value) for v in several.by_seed.values()])
-            return mean, half, f"{len(several.by_seed)} seeds"
-    half = math.hypot((left.high - left.low) / 2, (right.high - right.low) / 2)
-    return left.value - right.value, half, "intervals of the run itself"
+            return mean, mean - half, mean + half, f"{len(several.by_seed)} seeds"
+    difference = left.value - right.value
+    below = math.hypot(left.value - left.low, right.high - right.value)
+    above = math.hypot(left.high - left.value, right.value - right.low)
+    return difference, difference - below, difference + above, "intervals of the run itself"
 
 
 def _side(side: Side) -> str:

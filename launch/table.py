@@ -160,7 +160,10 @@ def _claim_lines(found: list[Verdict]) -> list[str]:
     lines = ["| claim | here | statistic |", "| --- | --- | --- |"]
     for verdict in found:
         source = f" ({verdict.claim.source})" if verdict.claim.source else ""
-        lines.append(_line([verdict.claim.text + source, verdict.verdict, verdict.statistic]))
+        reason = f". Likely reason: {verdict.reason}" if verdict.reason else ""
+        lines.append(
+            _line([verdict.claim.text + source, verdict.verdict, verdict.statistic + reason])
+        )
     return [*lines, ""]
 
 
@@ -215,6 +218,7 @@ def as_values(evidence: Evidence) -> dict[str, Any]:
                 "source": verdict.claim.source,
                 "verdict": verdict.verdict,
                 "statistic": verdict.statistic,
+                "reason": verdict.reason,
             }
             for verdict in verdicts(evidence)
         ],

@@ -185,6 +185,9 @@ class Claim(Settings):
     margin: float = Field(
         0.0, ge=0, description="for > and <: the difference that counts; for within"
     )
+    reason: str = Field(
+        "", description="why it may not hold here, in our opinion; shown where it does not"
+    )
 
     @model_validator(mode="after")
     def _margin(self) -> Claim:

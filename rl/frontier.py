@@ -184,6 +184,7 @@ def _entry(
     values = mdp.policy_value(policies)
     lost = best - values.reshape(*values.shape[:2], -1).mean(-1)
     weights = _agreement(arrays["histories"][..., None])
+    of_last = _agreement(last)
     width, width_covariance = grid_widths(config, mdp, alpha)
     return {
         "alpha": width,
@@ -194,7 +195,8 @@ def _entry(
         "agreement_weights": weights[0],
         "agreement_weights_ci95": weights[1],
         "agreement_policy": _agreement(policies)[0],
-        "agreement_last_policy": _agreement(last)[0],
+        "agreement_last_policy": of_last[0],
+        "agreement_last_policy_ci95": of_last[1],
         "suboptimality": float(lost.mean()),
         "suboptimality_last": float((best - mdp.policy_value(last)).mean()),
         "optimal_value": best,

@@ -285,6 +285,23 @@ def test_every_study_runs_and_leaves_table_and_figure(tmp_path, instance, study)
     assert (tmp_path / "figure.png").stat().st_size > 1000
 
 
+def test_intervals_of_the_ratio_of_pairs():
+    from alignment.bandit_scaling import _ratio_intervals
+
+    def runs(*needs):  # errors of each replica at 10, 100 and 1000 pairs
+        return [
+            (n, np.array([2.0 if n < need else 0.5 for need in needs])) for n in (10, 100, 1000)
+        ]
+
+    generator = np.random.default_rng(0)
+    alike = _ratio_intervals(runs(10, 10, 10), runs(100, 100, 100), [1.0, 0.1], 3, generator)
+    between = 10 * 10**0.5  # halfway from 2 to .5 in logarithms, from 10 to 100 pairs
+    assert alike[0] == pytest.approx([between / 10] * 2)
+    assert np.isnan(alike[1]).all()
+    unlike = _ratio_intervals(runs(10, 10, 100), runs(100, 100, 1000), [1.0], 3, generator)
+    assert unlike[0][0] < between / 10 < unlike[0][1]
+
+
 def test_proposition_2_1_coverage_grows_as_e_to_the_radius(tmp_path):
     study = {"name": "coverage", "radii": [6.0, 8.0, 10.0], "dimensions": [4], "norms": [1.0, 2.0]}
     config = {"experiment": "alignment.bandit", "instance": SKEWED, "study": study}

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from launch.claims import verdicts
+from launch.claims import Verdict, verdicts
 from launch.evidence import Evidence, Number
 from launch.tables import Table
 from rollout.intervals import student
@@ -78,6 +78,9 @@ def test_only_seeds_that_both_sides_have_are_paired():
         (single(1.0, 0.0), ">", single(0.0, 0.0), 0.0, "holds"),  # exact
         (single(1.0, 0.2), ">", 0.5, 0.0, "holds"),
         (single(1.0, 0.2), "<", 0.5, 0.0, "does not"),
+        (Number({0: 1.8}, 1.8, 1.1, 2.9), ">", 1.0, 0.0, "holds"),  # the near end counts
+        (Number({0: 1.8}, 1.8, 0.9, 2.0), ">", 1.0, 0.0, "undecided"),
+        (Number({0: 1.0}, 1.0, 0.9, 3.0), "<", single(1.5, 0.3), 0.0, "undecided"),
         (single(1.0, 0.2), "within", 1.1, 0.5, "holds"),
         (single(1.0, 0.2), "within", 1.1, 0.15, "undecided"),
         (single(1.0, 0.2), "within", 3.0, 0.5, "does not"),
@@ -88,3 +91,12 @@ def test_only_seeds_that_both_sides_have_are_paired():
 )
 def test_verdicts(left, relation, right, margin, expected):
     assert verdict(left, relation, right, margin).verdict == expected
+
+
+def test_a_reason_is_told_only_where_the_claim_does_not_hold():
+    from launch.tables import Claim, Side
+
+    sides = {"left": Side(value=1.0), "right": Side(value=0.0), "reason": "too few"}
+    holds, fails = (Claim(text="c", relation=r, **sides) for r in (">", "<"))
+    assert Verdict(holds, "holds", "").reason == ""
+    assert Verdict(fails, "does not", "").reason == "too few"
