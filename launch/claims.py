@@ -9,8 +9,8 @@ The difference left - right is compared with the margin by its 95% interval:
 
 Over seeds the interval is Student's, of differences paired by seed. Cells of one run that bring
 their own intervals are taken as independent: distances from value to end, which may differ between
-the ends, add as squares (Zou and Donner 2008). A difference without an interval is undecided, unless
-both sides are exact (a constant, or an interval of no width).
+the ends, add as squares (Zou and Donner 2008). A difference without an interval is undecided,
+unless both sides are exact (a constant, or an interval of no width).
 """
 
 from __future__ import annotations
