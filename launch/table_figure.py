@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from launch.evidence import Evidence, entries_of
-from launch.tables import Figure
+from launch.tables import Figure, Row
 from launch.values import number_at
 from rollout.figures import COLOURS, MARKERS, save, start
 
@@ -52,8 +52,15 @@ def _style(place: int) -> dict[str, Any]:
 
 
 def _curves(panel: Any, evidence: Evidence, figure: Figure, key: str) -> None:
-    """A line for each row: mean over seeds of `key` against `x`; the band is their range."""
-    for place, line in enumerate(evidence.table.lines()):
+    """Mean over seeds of `key` against `x`, with their range as a band.
+
+    A line for each row; rows of the same runs are one, called what their names share before the
+    last comma.
+    """
+    of_runs: dict[tuple[str, ...], list[Row]] = {}
+    for line in evidence.table.lines():
+        of_runs.setdefault(tuple(line.runs), []).append(line)
+    for place, (line, *more) in enumerate(of_runs.values()):
         curves = [
             {number_at(entry, figure.x): number_at(entry, key) for entry in curve}
             for curve in entries_of(evidence, line.name, figure.entries, figure.file)
@@ -64,7 +71,8 @@ def _curves(panel: Any, evidence: Evidence, figure: Figure, key: str) -> None:
         values = np.array([[curve[x] for x in xs] for curve in curves])
         style = _style(place)
         sparse = max(1, len(xs) // 12)
-        panel.plot(xs, values.mean(axis=0), label=line.name, markevery=sparse, **style)
+        name = line.name.rpartition(",")[0] if more else line.name
+        panel.plot(xs, values.mean(axis=0), label=name, markevery=sparse, **style)
         low, high = values.min(axis=0), values.max(axis=0)
         panel.fill_between(xs, low, high, color=style["color"], alpha=0.12, lw=0)
 

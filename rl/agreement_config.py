@@ -80,7 +80,7 @@ class FigureTwo(Settings):
     variants: dict[str, str] = Field(
         {name: name for name in ("baseline", "regularized", "quantized", "quantized_regularized")},
         min_length=1,
-        description="name: what stands for {variant}; the paper's claims are about these four",
+        description="name: what stands for {variant}; the paper has these four",
     )
     seeds: list[Seed] = Field(min_length=1, description="{seed}; the paper has 15 runs")
     observations: int = Field(

@@ -1,7 +1,8 @@
 """Figure 2 of 2509.08660 from finished runs: return and action agreement of each variant.
 
 Reads what `rl.pqn` runs left; trains nothing and draws nothing at random. A run that is not there,
-or not finished, is listed as missing and the cell is of those that are.
+or not finished, is listed as missing and the cell is of those that are. What the paper says about
+the cells is judged by `reprise table pqn_figure_2`.
 
 Every interval is 1.96 standard errors: of a return, over runs; of an agreement, the jackknife's
 (`rl.action_agreement`). With few runs they are wide and themselves uncertain.
@@ -17,7 +18,6 @@ import numpy as np
 
 from rl.action_agreement import gap_histogram, relative_gaps
 from rl.agreement_config import FigureTwo
-from rl.claims import claims
 from rl.figures import draw_figure_two
 from rl.finished_runs import (
     FinishedRun,
@@ -38,7 +38,7 @@ Cell = dict[str, Any]
 
 
 def run(config: FigureTwo, run_dir: RunDir) -> dict[str, Any]:
-    """Every cell, the claims, ``table.md``, ``table.json`` and ``figure_2``."""
+    """Every cell, ``table.md``, ``table.json`` and ``figure_2``."""
     found, missing = _find(config)
     held: dict[str, HeldOut] = {}
     for game, runs in found.items():  # all checks before any work
@@ -57,7 +57,6 @@ def run(config: FigureTwo, run_dir: RunDir) -> dict[str, Any]:
                 progress.advance()
     summary = {
         "cells": cells,
-        "claims": claims(cells, list(config.games), list(config.variants)),
         "data": {
             game: {
                 "source": data.source,
@@ -183,7 +182,7 @@ COLUMNS = (
 
 
 def markdown(summary: dict[str, Any]) -> str:
-    """The table, what is missing, and the claims."""
+    """The table, and what is missing."""
     lines = [
         "| game | variant | runs | " + " | ".join(title for title, _ in COLUMNS) + " |",
         "|---" * (3 + len(COLUMNS)) + "|",
@@ -216,12 +215,6 @@ def markdown(summary: dict[str, Any]) -> str:
     absent = [path for cell in summary["cells"] for path in cell["missing"]]
     if absent:
         lines += ["", f"Missing runs ({len(absent)}): " + ", ".join(absent)]
-    if summary["claims"]:
-        lines += ["", "| the paper says | game | here | numbers |", "|---|---|---|---|"]
-        lines += [
-            f"| {one['claim']} | {one['game']} | {one['holds']} | {one['numbers']} |"
-            for one in summary["claims"]
-        ]
     return "\n".join(lines) + "\n"
 
 

@@ -162,10 +162,8 @@ def test_figure_two(tmp_path, capsys):
     told = report(capsys, *paths, "--data", "cartpole/pqn-v0")
     assert quantized["agreement_mean"] == told["agreement_mean"]
     assert quantized["agreement_se"] == told["agreement_se"]
-    assert [one["holds"] for one in summary["claims"]].count("missing") == 3
     text = (tmp_path / "two/table.md").read_text()
     assert "| cartpole | quantized_regularized | 0 | missing |" in text
-    assert "quantization leads to increased agreement" in text
     for suffix in ("png", "svg"):
         assert (tmp_path / f"two/figure_2.{suffix}").stat().st_size > 5000
 
