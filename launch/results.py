@@ -6,6 +6,7 @@ python -m launch.results [--budget laptop]      writes RESULTS.md and .github/re
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -59,8 +60,14 @@ def _overview(made: Sequence[tuple[str, Evidence]]) -> str:
     lines = ["## Claims", "", f"{len(found)} claims: {told}.", ""]
     lines += ["| table | claim | here | likely reason |", "| --- | --- | --- | --- |"]
     for title, one in found:
-        lines.append(f"| {title} | {one.claim.text} | {one.verdict} | {one.reason} |")
+        lines.append(f"| {_link(title)} | {one.claim.text} | {one.verdict} | {one.reason} |")
     return "\n".join([*lines, "", "## Tables and figures", ""])
+
+
+def _link(title: str) -> str:
+    """To a heading of the page, as GitHub makes its address."""
+    address = re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+    return f"[{title}](#{address})"
 
 
 def _commands(name: str, evidence: Evidence) -> str:
