@@ -41,7 +41,7 @@ def write(budget: str, out: Path, figures: Path) -> int:
     parts = [HEAD.format(budget=budget), _overview(made)]
     troubles = 0
     for name, evidence in made:
-        parts.append(markdown(evidence))
+        parts.append(_folded(markdown(evidence)))
         if evidence.table.figure is not None:
             figures.mkdir(parents=True, exist_ok=True)
             (drawing,) = draw(evidence, figures / name, [".svg"])
@@ -62,6 +62,19 @@ def _overview(made: Sequence[tuple[str, Evidence]]) -> str:
     for title, one in found:
         lines.append(f"| {_link(title)} | {one.claim.text} | {one.verdict} | {one.reason} |")
     return "\n".join([*lines, "", "## Tables and figures", ""])
+
+
+def _folded(text: str, rows: int = 40) -> str:
+    """A table's text, with the numbers behind a click where there are more than `rows` rows."""
+    lines = text.split("\n")
+    start = next(place for place, line in enumerate(lines) if line.startswith("|"))
+    end = next(place for place in range(start, len(lines)) if not lines[place].startswith("|"))
+    count = end - start - 2
+    if count <= rows:
+        return text
+    head = [f"<details><summary>{count} rows</summary>", ""]
+    folded = [*head, *lines[start:end], "", "</details>"]
+    return "\n".join([*lines[:start], *folded, *lines[end:]])
 
 
 def _link(title: str) -> str:
