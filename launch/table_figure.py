@@ -96,14 +96,17 @@ def _bars(panel: Any, evidence: Evidence, figure: Figure, column: str) -> None:
 
 
 def _frontier(panel: Any, evidence: Evidence, figure: Figure, column: str) -> None:
-    """Column against column; rows whose names agree up to the last comma are joined."""
-    series: dict[str, list[tuple[float, float]]] = {}
+    """Column against column with its 95% interval; rows whose names agree up to the last comma are
+    joined."""
+    series: dict[str, list[tuple[float, ...]]] = {}
     for line in evidence.table.lines():
         x = evidence.numbers[line.name][figure.x]
         y = evidence.numbers[line.name][column]
         if x.known and y.known:
+            below, above = (0.0 if d != d else abs(d) for d in (y.value - y.low, y.high - y.value))
             series.setdefault(line.name.rpartition(",")[0] or line.name, []).append(
-                (x.value, y.value)
+                (x.value, y.value, below, above)
             )
     for place, (name, points) in enumerate(series.items()):
-        panel.plot(*zip(*points, strict=True), label=name, **_style(place))
+        xs, ys, *ends = zip(*points, strict=True)
+        panel.errorbar(xs, ys, yerr=ends, label=name, capsize=2, elinewidth=0.8, **_style(place))
