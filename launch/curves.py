@@ -12,6 +12,7 @@ import numpy as np
 
 from rollout.figures import COLOURS, MARKERS, finish, start
 from rollout.intervals import student
+from rollout.run_dir import metrics_of
 
 METRICS = {
     "reward_mean": "reward",
@@ -24,12 +25,7 @@ Curves = Mapping[str, Sequence[Mapping[int, Mapping[str, float]]]]
 
 def rounds_so_far(run: Path) -> dict[int, dict[str, Any]]:
     """Round -> what was measured, from the metrics of a finished or a running run."""
-    file = run / "metrics.jsonl"
-    if not file.is_file():
-        return {}
-    lines = file.read_text(encoding="utf-8").split("\n")[:-1]
-    records = [json.loads(line) for line in lines]
-    return {record["round"]: record for record in records if "reward_mean" in record}
+    return {record["round"]: record for record in metrics_of(run) if "reward_mean" in record}
 
 
 def last_record(run: Path) -> dict[str, Any]:

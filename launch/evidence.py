@@ -12,11 +12,13 @@ import numpy as np
 
 from launch.config import ConfigError, differences, load
 from launch.integrity import problems, read_summary
+from launch.parallel import Job
 from launch.run import stored_config
 from launch.sweep import directory_of, evaluations, seeds_of
 from launch.tables import Budget, Column, Row, Run, Table, filled
 from launch.values import PathError, interval_at, number_at
 from rollout.intervals import NORMAL_975, bootstrap, interquartile_mean, wilson
+from rollout.run_dir import records_of
 
 
 @dataclass(frozen=True)
@@ -92,9 +94,7 @@ def gather(table: Table, budget: str, settings: Budget) -> Evidence:
 def _source(run: Run, seed: int, evidence: Evidence) -> Source:
     config, overrides = run.config, run.overrides
     directory = directory_of(config, overrides, seed)
-    command = " ".join(
-        ["reprise run", config, *overrides, f"seed={seed}", "--out", directory.as_posix()]
-    )
+    command = Job(config, (*overrides, f"seed={seed}"), directory).typed
     if not (directory / "summary.json").is_file():
         return Source(directory, seed, command, "missing", "there is no finished run")
     wanted = load(config, [*overrides, f"seed={seed}"]).model_dump(mode="json")
@@ -180,10 +180,9 @@ def _contents(evidence: Evidence, source: Source, file: str) -> dict[str, Any] |
     path = source.directory / file
     if not path.is_file():
         return None
-    text = path.read_text(encoding="utf-8")
     if path.suffix == ".jsonl":
-        return {"records": [json.loads(line) for line in text.splitlines()]}
-    return json.loads(text)
+        return {"records": records_of(path)}
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def entries_of(evidence: Evidence, row: str, key: str, file: str) -> list[list[dict[str, Any]]]:

@@ -16,6 +16,7 @@ from typing import Any
 from launch.config import ConfigError
 from launch.integrity import problems
 from rollout.files import write_text
+from rollout.run_dir import metrics_of
 from rollout.store import RoundStore
 from rollout.types import Completions
 
@@ -66,7 +67,7 @@ def _run(path: Path) -> dict[str, Any]:
         "problems": problems(path) if summary else [],
         "results": {key: value for key, value in (summary or {}).items() if _plain(value)},
         "cells": _cells(summary or {}),
-        "series": _series(path / "metrics.jsonl"),
+        "series": _series(path),
         "samples": _samples(path),
         "pictures": _pictures(path),
         "provenance": _json(path / "provenance.json") or {},
@@ -91,17 +92,14 @@ def _cells(summary: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def _series(file: Path) -> dict[str, list[list[float]]]:
+def _series(run: Path) -> dict[str, list[list[float]]]:
     """Metric -> [[x, y], ...]: x is the step where there is one, else the round.
 
     Steps that begin anew in every round are counted on. At most 2,000 points of each are kept.
     """
-    if not file.is_file():
-        return {}
     series: dict[str, list[list[float]]] = {}
     offset, last = 0, 0
-    for line in file.read_text(encoding="utf-8").split("\n")[:-1]:
-        record = json.loads(line)
+    for record in metrics_of(run):
         if "step" in record:
             if record["step"] <= last:
                 offset += last

@@ -133,20 +133,29 @@ def _grid(evidence: Evidence) -> list[list[str]]:
 # -- formats -------------------------------------------------------------------------------------
 
 
-def markdown(evidence: Evidence) -> str:
-    """Title, table, caption, claims, commands' troubles."""
+def markdown(evidence: Evidence, fold: int | None = None) -> str:
+    """Title, table, caption, claims, commands' troubles.
+
+    Args:
+        evidence: the table's numbers.
+        fold: with more rows than so many, they are behind a click.
+    """
     table = evidence.table
     head, *rows = _grid(evidence)
     lines = [f"### {table.title}", "", f"{table.source}. {table.about}", ""]
-    lines += [_line(head), _line(["---"] * len(head)), *map(_line, rows), ""]
+    numbers = [_line(head), _line(["---"] * len(head)), *map(_line, rows), ""]
+    if fold is not None and len(rows) > fold:
+        opened = [f"<details><summary>{len(rows)} rows</summary>", ""]
+        numbers = [*opened, *numbers, "</details>", ""]
+    lines += numbers
     lines += [caption(evidence), ""]
     if not _paper_columns(evidence):
         lines += ["The paper prints no numbers for this table.", ""]
     if table.remark:
         lines += [table.remark, ""]
     lines += _claim_lines(verdicts(evidence))
-    if troubles(evidence):
-        lines += ["Not in the table:", "", *(f"- {text}" for text in troubles(evidence)), ""]
+    if absent := troubles(evidence):
+        lines += ["Not in the table:", "", *(f"- {text}" for text in absent), ""]
     return "\n".join(lines)
 
 

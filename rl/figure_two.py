@@ -10,7 +10,6 @@ Every interval is 1.96 standard errors: of a return, over runs; of an agreement,
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from rl.human_scores import human_normalized
 from rl.play import standard_error
 from rollout.files import write_json, write_text
 from rollout.minari_atari import HeldOut
-from rollout.run_dir import RunDir
+from rollout.run_dir import RunDir, metrics_of
 
 Cell = dict[str, Any]
 
@@ -156,11 +155,7 @@ def _cell(runs: list[FinishedRun], held: HeldOut | None) -> Cell:
 
 def _churn(path: Path) -> float | None:
     """Mean over updates of the share of greedy actions that an update changes, from the metrics."""
-    file = path / "metrics.jsonl"
-    if not file.is_file():
-        return None
-    records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    values = [record["churn"] for record in records if record.get("churn") is not None]
+    values = [one["churn"] for one in metrics_of(path) if one.get("churn") is not None]
     return float(np.mean(values)) if values else None
 
 

@@ -283,7 +283,11 @@ class _Bar(Progress):
 
 def metrics_of(path: Path) -> list[dict[str, Any]]:
     """The whole lines of ``metrics.jsonl`` of the run in `path`."""
-    file = path / "metrics.jsonl"
+    return records_of(path / "metrics.jsonl")
+
+
+def records_of(file: Path) -> list[dict[str, Any]]:
+    """The whole lines of a file of JSON lines, which may be growing; none if it is not there."""
     if not file.exists():
         return []
     text = file.read_text(encoding="utf-8")

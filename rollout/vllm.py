@@ -116,10 +116,12 @@ class VLLMServer:
         """
         keys = range(len(prompt_ids)) if prompt_index is None else prompt_index
         ends = [int(end) for end in np.atleast_1d(eos_ids)]
-        bodies = []
-        for ids, key in zip(prompt_ids, keys, strict=True):
-            seed = int(streams.data(stream, round_index, int(key)).integers(2**31 - 1))
-            bodies.append(self._body([int(token) for token in ids], sampling, seed, ends))
+        bodies = [
+            self._body([int(token) for token in ids], sampling, seed, ends)
+            for ids, seed in zip(
+                prompt_ids, request_seeds(streams, stream, round_index, keys), strict=True
+            )
+        ]
 
         def ask(body: dict[str, Any]) -> list[tuple[np.ndarray, float, bool]]:
             answer = self.http.post("/v1/completions", body)
@@ -231,6 +233,13 @@ class VLLMServer:
         with self._client.weight_update():
             for name, tensor in weights:
                 self._client.update_named_param(name, tensor.to("cuda"))
+
+
+def request_seeds(
+    streams: Streams, stream: str, round_index: int, keys: Iterable[int]
+) -> list[int]:
+    """vLLM's seed for each prompt, from the prompt's own stream."""
+    return [int(streams.data(stream, round_index, int(key)).integers(2**31 - 1)) for key in keys]
 
 
 def _read(

@@ -16,7 +16,7 @@ import numpy as np
 from rollout.generate import Generated
 from rollout.randomness import Streams
 from rollout.settings import VLLM, Sampling
-from rollout.vllm import Weights
+from rollout.vllm import Weights, request_seeds
 
 
 class ColocatedVLLM:
@@ -94,9 +94,9 @@ class ColocatedVLLM:
                 max_tokens=sampling.max_new_tokens,
                 stop_token_ids=ends,
                 logprobs=0,
-                seed=int(streams.data(stream, round_index, int(key)).integers(2**31 - 1)),
+                seed=seed,
             )
-            for key in keys
+            for seed in request_seeds(streams, stream, round_index, keys)
         ]
         prompts = [{"prompt_token_ids": [int(token) for token in ids]} for ids in prompt_ids]
         self.engine.wake_up()

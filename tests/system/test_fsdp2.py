@@ -1,15 +1,13 @@
 """FSDP2 in two gloo processes: parameters in shards, and the policies that one process makes."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.system.kill_driver import ROOT, kill_and_continue
+from tests.system.commands import accelerate
+from tests.system.kill_driver import kill_and_continue
 from tests.system.sharding_on_cpu import environment_of
 
 SETTINGS = {
@@ -39,21 +37,9 @@ def environment():
 @pytest.fixture(scope="module")
 def two(folder):
     """A run of two processes under the shipped launcher file."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"),
-            *("--config_file", "launch/accelerate/fsdp2.yaml", "--num_processes", "2"),
-            *("tests/system/sharding_on_cpu.py", str(folder / "two.json")),
-            *("--out", str(folder / "two")),
-        ],
-        cwd=ROOT,
-        env={**environment, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
+    done = accelerate(
+        *("fsdp2.yaml", "--num_processes", "2"),
+        *("tests/system/sharding_on_cpu.py", folder / "two.json", "--out", folder / "two"),
     )
     assert done.returncode == 0, done.stderr
     return folder / "two"

@@ -1,11 +1,9 @@
 """RESULTS.md says what the runs say: one small table is made anew and compared."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 from launch.tables import load_table, shipped_tables
+from tests.system.commands import reprise
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "RESULTS.md").read_text(encoding="utf-8")
@@ -13,15 +11,7 @@ PAGE = (ROOT / "RESULTS.md").read_text(encoding="utf-8")
 
 def test_a_table_made_anew_is_the_one_on_the_page(tmp_path):
     for command in (["sweep", "theory_schedule"], ["table", "theory_schedule"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "launch.cli", *command],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr
+        done = reprise(tmp_path, *command)
     rows = [line for line in done.stdout.splitlines() if line.startswith("| ")]
     assert len(rows) > 6
     for row in rows:

@@ -1,13 +1,11 @@
 """Staged runs: a process for each phase, and the bits of a run in one process."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 
-from tests.system.kill_driver import KILLED, NEXT_PHASE, ROOT, SMALL, unlike
+from tests.system.commands import accelerate, launch
+from tests.system.kill_driver import KILLED, NEXT_PHASE, SMALL, unlike
 
 COLLECTING = {"generate", "RewardModel.score"}
 TRAINING = {"RoundTrainer.training_step", "AdamW.step"}
@@ -85,31 +83,13 @@ def test_two_processes_are_staged_alike(running, config, tmp_path):
     assert unlike(tmp_path / "run", tmp_path / "at-once") == []
 
 
-def launch(command, arguments):
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
-    return subprocess.run(
-        [sys.executable, "-m", *command, *map(str, arguments)],
-        cwd=ROOT,
-        env={**environment, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-
-
 def test_the_launcher_sees_one_command_and_each_phase_meets_anew(running, llama_lab, tmp_path):
     config = tmp_path / "config.json"
     config.write_text(json.dumps(llama_lab.config(**{**SMALL, "rounds": 1})))
     at_once = running.run(config, tmp_path / "at-once", world=2)
     assert at_once.status == 0, at_once.said
-    done = launch(
-        [
-            *("accelerate.commands.launch", "--main_process_port", "0"),
-            *("--config_file", str(ROOT / "launch/accelerate/cpu.yaml"), "-m", "launch.run"),
-        ],
-        [config, "--out", tmp_path / "run", "--staged"],
+    done = accelerate(
+        *("cpu.yaml", "-m", "launch.run", config, "--out", tmp_path / "run", "--staged")
     )
     assert done.returncode == 0, done.stderr
     assert unlike(tmp_path / "run", tmp_path / "at-once") == []
@@ -118,7 +98,7 @@ def test_the_launcher_sees_one_command_and_each_phase_meets_anew(running, llama_
 
 
 def test_what_has_no_phases_is_refused(tmp_path):
-    done = launch(["launch.cli", "run"], ["quickstart/sft", "--staged", "--out", tmp_path / "run"])
+    done = launch("launch.cli", "run", "quickstart/sft", "--staged", "--out", tmp_path / "run")
     assert done.returncode == 2
     assert "--staged: alignment.sft has no phases" in done.stderr
     assert not (tmp_path / "run").exists()

@@ -14,6 +14,7 @@ import yaml
 
 from launch import strict_yaml
 from rollout.intervals import bootstrap
+from tests.system.commands import reprise
 from tests.system.leaderboard_tasks import write_tasks
 
 ROOT = Path(__file__).parents[2]
@@ -51,19 +52,6 @@ def table(tmp_path):
     }
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(contents))
     return tmp_path
-
-
-def reprise(folder, *arguments, check=0):
-    done = subprocess.run(
-        [sys.executable, "-m", "launch.cli", *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == check, done.stderr
-    return done
 
 
 def values(folder):

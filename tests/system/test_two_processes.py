@@ -1,16 +1,14 @@
 """Two gloo processes make what one makes: `accelerate launch` with the shipped configuration."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 from rollout.store import RoundStore
-from tests.system.kill_driver import ROOT, kill_and_continue, timeless, unlike
+from tests.system.commands import accelerate
+from tests.system.kill_driver import kill_and_continue, timeless, unlike
 
 SETTINGS = {
     "rounds": 2,
@@ -41,21 +39,7 @@ def one(running, config):
 def two(config):
     """A run by two processes: one micro-batch each an optimizer step; and what they said."""
     out = config.parent / "two"
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"),
-            *("--config_file", str(ROOT / "launch/accelerate/cpu.yaml")),
-            *("-m", "launch.run", str(config), "--out", str(out)),
-        ],
-        cwd=ROOT,
-        env={**environment, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = accelerate("cpu.yaml", "-m", "launch.run", config, "--out", out, timeout=300)
     assert done.returncode == 0, done.stderr
     return out, done.stderr
 

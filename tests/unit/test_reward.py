@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 from pydantic import TypeAdapter
-from tokenizers import processors
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from alignment import models, on_policy
-from alignment.config import FromScratch, OnPolicy, Reward
+from alignment.config import OnPolicy, Reward
 from alignment.reward import Rewards
 from rollout.run_dir import RunDir
 from rollout.store import RoundStore
+from tests.unit.foreign_reward import foreign_reward
 
 LENGTHS = [(1, 1), (9, 4), (3, 7), (12, 2), (2, 2)]
 CPU = torch.device("cpu")
@@ -95,20 +95,7 @@ def test_missing_eos_penalty(lab):
 
 def other_reward(folder, closes_texts=False, template=None):
     """A reward model with another tokenizer, which may close every text with its EOS."""
-    tokenizer = models.train_tokenizer(["the value of the path to a file name"] * 9, 310)
-    if closes_texts:
-        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-            single="$A <eos>", special_tokens=[("<eos>", tokenizer.eos_token_id)]
-        )
-    tokenizer.chat_template = template
-    shape = FromScratch(
-        architecture="llama", layers=1, width=16, heads=2, feedforward=16, vocabulary=310
-    )
-    model = models.reward_model_from(models.new_policy(shape, tokenizer, seed=4), seed=5)
-    torch.nn.init.normal_(model.score.weight, generator=torch.Generator().manual_seed(6))
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return tokenizer
+    return foreign_reward(folder, template, *(("<eos>", "$A <eos>") if closes_texts else ()))
 
 
 @pytest.mark.parametrize("closes_texts", [False, True])

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from tokenizers import processors
 
 from alignment import models
-from alignment.config import FromScratch, Reward
+from alignment.config import Reward
 from alignment.reward import Rewards
 from alignment.rewards_check import check_rewards
 from rollout import json_server
 from rollout.remote import OutageError
+from tests.unit.foreign_reward import foreign_reward
 
 CPU = torch.device("cpu")
 RULES = """
@@ -332,20 +332,7 @@ GOOD = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}<eos>"
 
 def chat_reward(folder, template, bos=False):
     """A reward model with another vocabulary and a chat template."""
-    tokenizer = models.train_tokenizer(["the value of the path to a file name"] * 9, 310)
-    if bos:
-        tokenizer.add_special_tokens({"bos_token": "<bos>"})
-        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-            single="<bos> $A", special_tokens=[("<bos>", tokenizer.bos_token_id)]
-        )
-    tokenizer.chat_template = template
-    shape = FromScratch(
-        architecture="llama", layers=1, width=16, heads=2, feedforward=16, vocabulary=310
-    )
-    model = models.reward_model_from(models.new_policy(shape, tokenizer, seed=4), seed=5)
-    torch.nn.init.normal_(model.score.weight, generator=torch.Generator().manual_seed(6))
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    foreign_reward(folder, template, *(("<bos>", "<bos> $A") if bos else ()))
     return folder
 
 
