@@ -10,14 +10,21 @@ from typing import Any
 
 import numpy as np
 
+from launch.claim_schema import filled
 from launch.config import ConfigError, differences, load
 from launch.integrity import problems, read_summary
 from launch.parallel import Job
 from launch.run import stored_config
 from launch.sweep import directory_of, evaluations, seeds_of
-from launch.tables import Budget, Column, Row, Run, Table, filled
-from launch.values import PathError, interval_at, number_at
-from rollout.intervals import NORMAL_975, bootstrap, interquartile_mean, wilson
+from launch.tables import Budget, Column, Row, Run, Table
+from launch.values import PathError, interval_at, number_at, one_less
+from rollout.intervals import (
+    bootstrap,
+    interquartile_mean,
+    stratified_student,
+    student_half,
+    wilson,
+)
 from rollout.run_dir import records_of
 
 
@@ -42,6 +49,8 @@ class Number:
     value: float  # NaN: no run has it
     low: float
     high: float
+    degrees: float = math.nan  # of freedom of the interval; infinite: known error; NaN: not given
+    bootstrapped: bool = False  # a percentile bootstrap: shown, and decides nothing
 
     @property
     def known(self) -> bool:
@@ -123,7 +132,7 @@ def _source(run: Run, seed: int, evidence: Evidence) -> Source:
 
 def _number(line: Row, column: Column, strata: list[list[Source]], evidence: Evidence) -> Number:
     found: list[dict[int, float]] = []
-    own = (math.nan, math.nan)
+    own = (math.nan, math.nan, math.nan)
     for sources in strata:
         found.append({})
         for source in sources:
@@ -143,10 +152,16 @@ def _number(line: Row, column: Column, strata: list[list[Source]], evidence: Evi
         by_seed |= {f"{k}:{seed}" if len(found) > 1 else seed: value for seed, value in of.items()}
     if not by_seed:
         return Number({}, math.nan, math.nan, math.nan)
-    statistic = interquartile_mean if column.aggregate == "iqm" else np.mean
+    if len(by_seed) == 1:
+        return Number(by_seed, next(iter(by_seed.values())), *own)
     drawn = [list(of.values()) for of in found if of]
-    low, high = own if len(by_seed) == 1 else bootstrap(drawn, statistic)
-    return Number(by_seed, float(statistic(np.array([*by_seed.values()]))), low, high)
+    if column.exact and len({*by_seed.values()}) == 1:
+        return Number(by_seed, drawn[0][0], drawn[0][0], drawn[0][0], math.inf)
+    if column.aggregate == "iqm":
+        middle = interquartile_mean(np.array([*by_seed.values()]))
+        return Number(by_seed, middle, *bootstrap(drawn, interquartile_mean), bootstrapped=True)
+    mean, half, degrees = stratified_student(drawn)
+    return Number(by_seed, mean, mean - half, mean + half, degrees)
 
 
 def _under(line: Row, path: str) -> str:
@@ -155,20 +170,30 @@ def _under(line: Row, path: str) -> str:
 
 def _own_interval(
     contents: dict[str, Any], line: Row, column: Column, value: float
-) -> tuple[float, float]:
-    """The interval that a single run brings along; NaN if it brings none."""
+) -> tuple[float, float, float]:
+    """The interval that a single run brings along, and its degrees of freedom; NaN: none."""
     if column.exact:
-        return value, value
-    if isinstance(column.trials, str):
-        return wilson(value, round(number_at(contents, _under(line, column.trials))))
+        return value, value, math.inf
     if column.trials is not None:
-        return wilson(value, column.trials)
+        return *wilson(value, round(_given(column.trials, contents, line))), math.inf
+    degrees = math.nan
+    if column.degrees is not None:
+        degrees = _given(column.degrees, contents, line)
     if column.standard_error is not None:
-        half = NORMAL_975 * number_at(contents, _under(line, column.standard_error))
-        return value - half, value + half
+        error = number_at(contents, _under(line, column.standard_error))
+        half = student_half(error, degrees)
+        return value - half, value + half, degrees
     if column.interval is not None:
-        return interval_at(contents, _under(line, column.interval), value)
-    return math.nan, math.nan
+        return *interval_at(contents, _under(line, column.interval), value), degrees
+    return math.nan, math.nan, math.nan
+
+
+def _given(number: int | str, contents: dict[str, Any], line: Row) -> float:
+    """A number of the table file, or at a path, or one less than there: `runs - 1`."""
+    if isinstance(number, int):
+        return float(number)
+    path, less = one_less(number)
+    return number_at(contents, _under(line, path)) - less
 
 
 def _contents(evidence: Evidence, source: Source, file: str) -> dict[str, Any] | None:

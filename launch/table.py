@@ -149,8 +149,10 @@ def markdown(evidence: Evidence, fold: int | None = None) -> str:
         numbers = [*opened, *numbers, "</details>", ""]
     lines += numbers
     lines += [caption(evidence), ""]
-    if not _paper_columns(evidence):
+    if table.paper_prints is False:
         lines += ["The paper prints no numbers for this table.", ""]
+    if table.paper_numbers:
+        lines += [f"The paper's numbers are in {table.paper_numbers}.", ""]
     if table.remark:
         lines += [table.remark, ""]
     lines += _claim_lines(verdicts(evidence))
@@ -169,7 +171,7 @@ def _claim_lines(found: list[Verdict]) -> list[str]:
     lines = ["| claim | here | statistic |", "| --- | --- | --- |"]
     for verdict in found:
         source = f" ({verdict.claim.source})" if verdict.claim.source else ""
-        reason = f". Likely reason: {verdict.reason}" if verdict.reason else ""
+        reason = f". Reason: {verdict.reason}" if verdict.reason else ""
         lines.append(
             _line([verdict.claim.text + source, verdict.verdict, verdict.statistic + reason])
         )

@@ -66,6 +66,11 @@ def number_at(summary: Any, path: str) -> float:
     return float(value)
 
 
+def one_less(path: str) -> tuple[str, int]:
+    """`runs - 1` as the path `runs` and 1, to be taken off; another path as it is and 0."""
+    return (path[:-4], 1) if path.endswith(" - 1") else (path, 0)
+
+
 def interval_at(summary: Any, path: str, centre: float) -> tuple[float, float]:
     """The 95% interval at `path`: [low, high], or a number, which is its half-width.
 

@@ -93,10 +93,13 @@ def test_verdicts(left, relation, right, margin, expected):
     assert verdict(left, relation, right, margin).verdict == expected
 
 
-def test_a_reason_is_told_only_where_the_claim_does_not_hold():
-    from launch.tables import Claim, Side
+def test_a_reason_is_told_only_where_the_claim_does_not_hold_and_a_row_shows_it():
+    from launch.claim_schema import Claim, Side
 
-    sides = {"left": Side(value=1.0), "right": Side(value=0.0), "reason": "too few"}
-    holds, fails = (Claim(text="c", relation=r, **sides) for r in (">", "<"))
-    assert Verdict(holds, "holds", "").reason == ""
-    assert Verdict(fails, "does not", "").reason == "too few"
+    sides = {"left": Side(value=1.0), "right": Side(value=0.0), "reason": "too few."}
+    holds, fails = (Claim(text="c", relation=r, **sides, shown_by="b") for r in (">", "<"))
+    assert Verdict(holds, "holds", "").reason == Verdict(holds, "identity", "").reason == ""
+    assert Verdict(fails, "does not", "").reason == "too few (shown by b)"
+    assert Verdict(fails, "undecided", "").reason == "too few (shown by b)"
+    guessed = Claim(text="c", relation="<", **sides)
+    assert Verdict(guessed, "does not", "").reason == ""
