@@ -133,12 +133,12 @@ def _number(side: Side, evidence: Evidence) -> Number:
         return Number({}, value, value, value, math.inf)
     assert side.row is not None and side.column is not None
     found = evidence.numbers[side.row][side.column]
+    low, high = sorted((found.low * side.times, found.high * side.times))
     return Number(
         {seed: value * side.times for seed, value in found.by_seed.items()},
-        found.value * side.times,
-        *sorted((found.low * side.times, found.high * side.times)),
-        found.degrees,
-        found.bootstrapped,
+        *(found.value * side.times, low, high),
+        degrees=found.degrees,
+        bootstrapped=found.bootstrapped,
     )
 
 

@@ -60,11 +60,7 @@ def path_problems(table: Table) -> list[str]:
     """Paths into summaries that are not paths."""
     paths = [line.cell for line in table.lines() if line.cell]
     for column in table.columns.values():
-        named = (
-            *(column.path, column.interval, column.standard_error, column.degrees),
-            column.trials,
-        )
-        paths += [path for path in named if isinstance(path, str)]
+        paths += column.paths()
     problems = []
     for path in dict.fromkeys(paths):
         try:

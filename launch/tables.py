@@ -23,6 +23,7 @@ from launch.config import ConfigError, configs_folder, load, read
 from launch.problems import explain
 from launch.suite import settings_of
 from launch.table_problems import claim_problems, path_problems, row_problems
+from launch.values import one_less
 from rollout.settings import Settings
 
 Overrides = list[str]
@@ -154,6 +155,11 @@ class Column(Settings):
     aggregate: Literal["mean", "iqm"] = Field(
         "mean", description="over seeds: mean, or interquartile mean"
     )
+
+    def paths(self) -> list[str]:
+        """Every path that it reads."""
+        named = (self.path, self.interval, self.standard_error, self.degrees, self.trials)
+        return [one_less(path)[0] for path in named if isinstance(path, str)]
 
     @model_validator(mode="after")
     def _one_interval(self) -> Column:
