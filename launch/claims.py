@@ -4,7 +4,8 @@ A difference left - right, with its standard error and degrees of freedom, is te
 margin (launch.significance). Over seeds it is Student's, of differences paired by seed. Cells of
 one run that bring their own intervals are taken as independent: standard errors add as squares,
 each from the distance between value and end, which may differ between the ends (Zou and Donner
-2008), with Welch and Satterthwaite's degrees of freedom. A bootstrap interval decides nothing.
+2008), with Welch and Satterthwaite's degrees of freedom. A bootstrap interval decides nothing, and
+neither does an interval of no width, unless its column is exact: nothing varied, perhaps by luck.
 
 Within a table p is corrected by Holm's step-down procedure over its claims: *holds* and *does not*
 are said at a corrected p below .05, all else is *undecided*. An identity, which is exact arithmetic
@@ -150,6 +151,8 @@ def _difference(left: Number, right: Number) -> Difference:
     """left - right with its standard errors, and over what it was taken."""
     if not (left.known and right.known):
         return Difference(math.nan, math.nan, math.nan, math.inf, math.inf, "")
+    if left.exact and right.exact:
+        return Difference(left.value - right.value, 0.0, 0.0, math.inf, math.inf, "exact")
     if len(left.by_seed) > 1 and len(right.by_seed) > 1:
         both = [seed for seed in left.by_seed if seed in right.by_seed]
         values = [left.by_seed[s] - right.by_seed[s] for s in both]
@@ -162,10 +165,11 @@ def _difference(left: Number, right: Number) -> Difference:
     above = [_end(left, left.high), _end(right, right.low)]
     numbers = (left, right)
     degrees = [math.inf if math.isnan(one.degrees) else one.degrees for one in numbers]
-    sampled = [one for one in numbers if one.by_seed and not one.low == one.high]
-    over = "exact" if not sampled else "intervals of the run itself"
-    if any(math.isnan(one.degrees) for one in sampled):
+    over = "intervals of the run itself"
+    if any(math.isnan(one.degrees) for one in numbers):
         over += ", degrees not given"
+    if any(_varies_not(one) for one in numbers):
+        over += ", one of no width"
     return Difference(
         left.value - right.value,
         *(math.hypot(*below), math.hypot(*above)),
@@ -175,18 +179,26 @@ def _difference(left: Number, right: Number) -> Difference:
 
 
 def _over_seeds(values: list[float], over: str) -> Difference:
+    """The mean of differences; without a standard error where they are all the same."""
     count = len(values)
     error = math.sqrt(variance_of(values) / count) if count else math.nan
+    if error == 0:
+        error, over = math.nan, f"{over}, all the same"
     degrees = float(max(count - 1, 1))
     return Difference(mean_of(values), error, error, degrees, degrees, over)
 
 
 def _end(number: Number, end: float) -> float:
     """Standard error towards one end of the interval; NaN where the interval decides nothing."""
-    if number.bootstrapped:
+    if number.bootstrapped or _varies_not(number):
         return math.nan
     degrees = math.inf if math.isnan(number.degrees) else number.degrees
     return abs(number.value - end) / student_quantile(degrees)
+
+
+def _varies_not(number: Number) -> bool:
+    """Whether a sampled number has an interval of no width."""
+    return number.low == number.high and not number.exact
 
 
 def _side(side: Side) -> str:

@@ -42,6 +42,11 @@ class Number:
         """Whether there is a number."""
         return not math.isnan(self.value)
 
+    @property
+    def exact(self) -> bool:
+        """Whether it is computed, not sampled."""
+        return self.low == self.high and self.degrees == math.inf
+
 
 @dataclass
 class Evidence:

@@ -72,6 +72,22 @@ def student_half(standard_error: float, degrees: float) -> float:
     return student_quantile(degrees) * standard_error
 
 
+def student_share(shares: Sequence[float] | np.ndarray) -> tuple[float, float, float]:
+    """Mean of independent shares, each in [0, 1], and its 95% interval, of some width also at 1.
+
+    Student's, cut to [0, 1]. Where every share is 1 nothing varied, and the lower end is the
+    largest mean mu that n such draws refuse: P(share = 1) <= mu, so P(all are 1) <= mu^n, hence
+    .025^(1/n) (Clopper and Pearson's bound). Likewise at 0.
+    """
+    mean, half = student(shares)
+    if mean in (0.0, 1.0):
+        end = 0.025 ** (1 / len(shares))
+        return (mean, end, 1.0) if mean == 1 else (mean, 0.0, 1 - end)
+    if math.isnan(half):
+        return mean, math.nan, math.nan
+    return mean, max(0.0, mean - half), min(1.0, mean + half)
+
+
 def stratified_student(strata: Sequence[Sequence[float]]) -> tuple[float, float, float]:
     """Mean of all values of fixed strata, half-width of its 95% interval, degrees of freedom.
 
