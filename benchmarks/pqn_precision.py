@@ -39,11 +39,13 @@ class Round(torch.autograd.Function):
 
     @staticmethod
     def forward(context: Any, x: torch.Tensor, forward: bool, backward: bool) -> torch.Tensor:
+        """Round `x` if `forward`; remember whether to round its gradient."""
         context.backward_too = backward
         return x.bfloat16().float() if forward else x.clone()
 
     @staticmethod
     def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        """Round the gradient if it was asked for."""
         (gradient,) = gradients
         return gradient.bfloat16().float() if context.backward_too else gradient, None, None
 

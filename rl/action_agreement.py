@@ -15,7 +15,8 @@ run at a time. With a_i the mean agreement of run i with the others and U the ag
 which is 2 (R-1)/(R-2) times the standard error of the a_i as if they were independent (each is only
 half its own run's luck), so at least twice it. An interval is Student's with R - 1 degrees of
 freedom (`agreement_degrees`): 1.96 standard errors, which the paper has, of what it does not say,
-cover .81 with three runs. The observations are given: the error is that of other runs, not of other data.
+cover .81 with three runs. The observations are given: the error is that of other runs, not of other
+data.
 
 **The trap.** Q-values on a grid tie, and ties go to the lowest index: policies that know nothing
 then agree. So the same mean is also given with ties broken at random, for each policy on its own,

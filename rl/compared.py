@@ -117,7 +117,8 @@ def scores(found: Found) -> list[dict[str, Any]]:
                 theirs = [of_summary(found[game][baseline], key) for game in games]
                 entry |= _score(name, values)
                 if name == "score":
-                    entry |= paired(values, theirs) if variant != baseline else {"pairs": 0}
+                    compared = [] if variant == baseline else values
+                    entry |= paired(compared, theirs[: len(compared)])
             if entry["runs"]:
                 entries.append(entry)
     return entries
