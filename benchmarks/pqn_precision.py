@@ -1,6 +1,6 @@
 """Where bfloat16 spoils PQN's gradient: its error against float32's, arm by arm.
 
-python -m benchmarks.pqn_precision [--iterations 8]    Breakout after a few iterations, a minute
+python -m benchmarks.pqn_precision [--iterations 8]    Breakout after a few iterations, minutes
 
 For weights of a few iterations and a minibatch of what they saw, with the loss of `rl.pqn`,
 
