@@ -96,8 +96,8 @@ def made_on(evidence: Evidence) -> list[str]:
         if source.transcribed:
             transcribed.setdefault(source.transcribed, []).append(source.directory.name)
     for origin, names in transcribed.items():
-        runs = "1 run is" if len(names) == 1 else f"{len(names)} runs are"
-        lines.append(f"*{runs} lost, their numbers transcribed from {origin}:* {', '.join(names)}.")
+        runs = "1 run is lost, its" if len(names) == 1 else f"{len(names)} runs are lost, their"
+        lines.append(f"*{runs} numbers transcribed from {origin}:* {', '.join(names)}.")
     return lines
 
 

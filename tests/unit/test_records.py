@@ -214,7 +214,6 @@ def test_a_lost_run_is_transcribed_and_the_page_says_so(table):
     with pytest.raises(ConfigError, match=r"theory_collapse-seed1 is there; record it instead"):
         records.transcribe(Path("lost.yaml"))
     shutil.rmtree(lost)
-    Path("short.yaml").write_text(yaml.safe_dump({"runs": [{**entry, "where": None} | {"a": 1}]}))
     del entry["where"]
     Path("short.yaml").write_text(yaml.safe_dump({"runs": [entry]}))
     with pytest.raises(ConfigError, match=r"runs.0.where: required"):
@@ -227,7 +226,7 @@ def test_a_lost_run_is_transcribed_and_the_page_says_so(table):
     assert evidence.numbers["many"]["kl"].by_seed == {0: 1.0, 1: 3.25, 2: 8.0}
     text = results._commands("small", evidence)
     assert (
-        "*1 run is lost, their numbers transcribed from the page of version 0.1:* "
+        "*1 run is lost, its numbers transcribed from the page of version 0.1:* "
         "theory_collapse-seed1." in text
     )
     assert "unknown processor" in text
