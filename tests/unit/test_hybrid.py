@@ -103,8 +103,8 @@ def test_the_design_is_drawn_in_its_proportions():
 
 def test_round_sizes_shrink_and_end_large(neox_lab, tmp_path):
     sizes = RoundSizes(first=512, decay=0.5, last=384)
-    assert [sizes.size(k, 4, 32) for k in range(4)] == [512, 256, 128, 384]
-    assert [RoundSizes(first=64, decay=0.1).size(k, 3, 32) for k in range(3)] == [64, 32, 32]
+    assert sizes.sizes(4, 32) == [512, 256, 128, 384]
+    assert RoundSizes(first=64, decay=0.1).sizes(3, 32) == [64, 32, 32]
     config = neox_lab.config(prompts_per_round={"first": 16, "decay": 0.5, "last": 12}, rounds=3)
     run(config, tmp_path / "run")
     store = RoundStore(tmp_path / "run" / "rounds")
