@@ -74,7 +74,7 @@ def binomial(
 def categorical(
     generator: np.random.Generator, probabilities: np.ndarray, size: int | None = None
 ) -> np.ndarray:
-    """Outcomes drawn by inversion: u uniform on 0 ... 2^40 - 1, the first i with u < k_0 + ... + k_i.
+    """Outcomes by inversion: u uniform on 0 ... 2^40 - 1, the first i with u < k_0 + ... + k_i.
 
     Args:
         generator: randomness; one integer for each draw.

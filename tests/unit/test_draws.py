@@ -1,4 +1,4 @@
-"""Draws are the same for probabilities that differ in the last bit, and have the right frequencies."""
+"""Draws are the same for probabilities that differ in the last bit; frequencies are right."""
 
 import numpy as np
 import pytest
