@@ -30,6 +30,7 @@ from dataclasses import dataclass
 import numpy as np
 
 ROUNDING = 1e-6  # of the largest singular value: what float32 observations cannot tell from 0
+MOVES = 30  # of polishing, at most
 
 
 @dataclass(frozen=True)
@@ -159,12 +160,20 @@ def _polished(weights: np.ndarray, rows: np.ndarray, right: np.ndarray) -> np.nd
     """Weights moved to meet all equations to rounding, where they can and stay positive.
 
     Interior points end at residuals of 1e-8, which the smallest singular value of t predictors can
-    magnify a thousand times. The move is the smallest relative to the weights.
+    magnify a thousand times. Each move is the smallest relative to the weights, and ends before one
+    of them is gone.
     """
     off = right - rows @ weights
-    moved = weights + weights * np.linalg.lstsq(rows * weights, off, rcond=1e-13)[0]
-    better = np.abs(right - rows @ moved).max() < np.abs(off).max()
-    return moved if better and (moved >= 0).all() else weights
+    for _ in range(MOVES):
+        move = weights * np.linalg.lstsq(rows * weights, off, rcond=1e-13)[0]
+        shrinking = move < 0
+        step = min(1.0, 0.9 * float((weights[shrinking] / -move[shrinking]).min(initial=np.inf)))
+        moved = weights + step * move
+        left = right - rows @ moved
+        if np.abs(left).max() >= np.abs(off).max():
+            break
+        weights, off = moved, left
+    return weights
 
 
 @dataclass(frozen=True)
