@@ -157,8 +157,7 @@ def test_what_no_pair_speaks_of_stays_whatever_the_last_bit(length):
     bits = torch.randint(-2, 3, (40, 6), generator=generator).double()
     starts = start * (1 + bits * 2.2e-16)
     drawn = [
-        UNSEEN.get((int(a), int(b)), (0, 0))
-        for a, b in zip(table.first, table.second, strict=True)
+        UNSEEN.get((int(a), int(b)), (0, 0)) for a, b in zip(table.first, table.second, strict=True)
     ]
     counts, wins = torch.tensor(drawn).double().T.expand(40, -1, -1).unbind(1)
     batch = Batch(counts, wins, 40_000)
