@@ -251,14 +251,14 @@ class RoundSizes(Settings):
 
 
 class HybridDesign(Settings):
-    """Part of every round from a preferential G-optimal design (Algorithm 2).
+    """Both actions of every pair from a mixture of pi_k and a G-optimal design (Algorithm 2).
 
     The design is over `prompts` prompts and `candidates` responses of pi_0 to each, with pi_0's
     last hidden layer, averaged over the completion and projected, as features. It is made once,
     before training, without the reward model.
     """
 
-    share: float = Field(0.5, gt=0, lt=1, description="share of each round's pairs")
+    share: float = Field(0.5, gt=0, lt=1, description="weight of the design in the mixture")
     prompts: int = Field(256, ge=1, description="prompts that the design chooses from")
     candidates: int = Field(8, ge=2, description="responses to each that it chooses from")
     dimension: int = Field(16, ge=1, description="d, features after the projection")
@@ -372,7 +372,7 @@ class OnPolicy(_Alignment):
     experiment: Literal["alignment.on_policy"]
     epochs: int = Field(1, ge=1, description="passes over D_k in each round")
     design: HybridDesign | None = Field(
-        None, description="the hybrid sampler: half of each round from an optimal design"
+        None, description="the hybrid sampler: pi_k mixed with an optimal design"
     )
 
     @model_validator(mode="after")
