@@ -5,6 +5,9 @@ by Newton-Schulz iterations), scaled by 0.2 sqrt(max(rows, columns)) so that an 
 as AdamW's would be and one learning rate serves both (Jordan et al. 2024; Liu et al. 2025,
 2502.16982). Small models trained from scratch need fewer steps with it. Embeddings, the output
 head, biases and norms are not such matrices: they get AdamW.
+
+The iterations run in float32. `torch.optim.Muon` runs them in bfloat16, which a processor without
+that arithmetic emulates fifty times slower, and which rounds differently on each that has it.
 """
 
 from __future__ import annotations
@@ -13,7 +16,59 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # a, b, c of the quintic: steepest at 0 (Jordan et al.)
+ITERATIONS = 5
+
+
+def orthogonalized(matrix: torch.Tensor) -> torch.Tensor:
+    """Nearly U V^T of a matrix U S V^T [m, n], float32: singular values end in about [.7, 1.2].
+
+    X_0 = M / |M|_F,   X_{i+1} = a X_i + b (X_i X_i^T) X_i + c (X_i X_i^T)^2 X_i
+    """
+    a, b, c = COEFFICIENTS
+    wide = matrix.float() if matrix.shape[0] <= matrix.shape[1] else matrix.float().T
+    wide = wide / wide.norm().clamp(min=1e-7)
+    for _ in range(ITERATIONS):
+        gram = wide @ wide.T
+        wide = torch.addmm(wide, torch.addmm(gram, gram, gram, beta=b, alpha=c), wide, beta=a)
+    return wide if matrix.shape[0] <= matrix.shape[1] else wide.T
+
+
+class Muon(Optimizer):
+    """Momentum, made orthogonal, of matrices; weight decay is decoupled, Nesterov's look ahead on.
+
+    M <- mu M + (1 - mu) G,   W <- (1 - lr lambda) W - lr .2 sqrt(max(m, n)) O((1 - mu) G + mu M)
+
+    Args:
+        matrices: parameters of two dimensions [m, n].
+        lr: learning rate, of AdamW's size.
+        momentum: mu.
+        weight_decay: lambda.
+    """
+
+    def __init__(
+        self, matrices: list[torch.Tensor], lr: float, momentum: float, weight_decay: float
+    ) -> None:
+        super().__init__(matrices, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:
+        """One update of every matrix that has a gradient."""
+        assert closure is None
+        for group in self.param_groups:
+            rate, momentum = group["lr"], group["momentum"]
+            for matrix in group["params"]:
+                if matrix.grad is None:
+                    continue
+                state = self.state[matrix]
+                if "momentum" not in state:
+                    state["momentum"] = torch.zeros_like(matrix)
+                average = state["momentum"].lerp_(matrix.grad, 1 - momentum)
+                update = orthogonalized(matrix.grad.lerp(average, momentum))
+                matrix.mul_(1 - rate * group["weight_decay"])
+                matrix.add_(update, alpha=-rate * 0.2 * max(matrix.shape) ** 0.5)
 
 
 class MuonAdamW(Optimizer):
@@ -53,13 +108,7 @@ class MuonAdamW(Optimizer):
             {"params": vectors, "weight_decay": 0.0},
         ]
         self._parts: list[Optimizer] = [
-            Muon(
-                hidden,
-                lr=lr,
-                momentum=momentum,
-                weight_decay=weight_decay,
-                adjust_lr_fn="match_rms_adamw",
-            ),
+            Muon(hidden, lr=lr, momentum=momentum, weight_decay=weight_decay),
             AdamW(groups, lr=lr, betas=betas, fused=True),
         ]
         super().__init__([group for part in self._parts for group in part.param_groups], {})
