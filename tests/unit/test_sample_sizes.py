@@ -1,6 +1,7 @@
 """The bounds of 2601.08421 against their own formulas, worked out here."""
 
 import dataclasses
+import itertools
 import math
 
 import pytest
@@ -72,7 +73,7 @@ def test_corollary_3_6_ends_large_and_costs_less():
     sizes = sample_sizes.schedule(S, alpha=1.0)
     assert len(sizes) == 5  # 8 / 2^4 < 1 after four rounds, and the last
     assert sizes[0] == sample_sizes.threshold(S)
-    for before, after in zip(sizes[:3], sizes[1:4], strict=True):
+    for before, after in itertools.pairwise(sizes[:4]):
         assert after == pytest.approx(before / 2, abs=1)
     last = A * math.e**2 * math.log(9 * 5 * sizes[-1] / 0.01) / sizes[-1]
     assert last == pytest.approx(0.25**2, rel=1e-9)
