@@ -82,7 +82,7 @@ def minimize_in_ball(
         which = which[bent | (-slope > torch.maximum(rounding, tolerance**2 * largest))]
         if not len(which):
             assert bool(torch.isfinite(theta).all())
-            return theta
+            return theta if norm == 2 else _nearest(theta, origin, derivatives, radius, norm)
     raise ArithmeticError(
         f"{len(which)} of {len(theta)} problems unsolved after {max_steps} Newton steps"
     )
@@ -142,10 +142,7 @@ def _minimize_model(
 
     Of many minimizers, the one nearest to `origin` (p = 2, and wherever the ball does not bind).
     """
-    values, vectors = torch.linalg.eigh(hessian)
-    values = values.clamp_min(0)
-    floor = 1e-13 * values[:, -1:].clamp_min(1e-300)
-    flat = values <= floor  # no curvature: stay where it began
+    values, vectors, flat = _spectrum(hessian)  # no curvature: stay where it began
     slope = (vectors.transpose(1, 2) @ gradient[:, :, None])[:, :, 0]
     start = (vectors.transpose(1, 2) @ here[:, :, None])[:, :, 0]
     began = (vectors.transpose(1, 2) @ origin[:, :, None])[:, :, 0]
@@ -166,6 +163,40 @@ def _minimize_model(
     else:
         result[o] = _reweighted(hessian[o], linear, here[o], radius, norm)
     return result
+
+
+def _spectrum(hessian: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Eigenvalues, eigenvectors, and which are 0 but for rounding."""
+    values, vectors = torch.linalg.eigh(hessian)
+    values = values.clamp_min(0)
+    return values, vectors, values <= 1e-13 * values[:, -1:].clamp_min(1e-300)
+
+
+def _nearest(
+    theta: Tensor, origin: Tensor, derivatives: Derivatives, radius: float, norm: float
+) -> Tensor:
+    """Of the minimizers, theta + directions without curvature, the one nearest to `origin`.
+
+    Dykstra's projections onto that plane and the ball in turn, from `origin` on; where the plane's
+    own nearest point lies in the ball, it is the first.
+    """
+    _, vectors, flat = _spectrum(derivatives(theta, torch.arange(len(theta)))[2])
+    open_ = vectors * flat[:, None]
+    onto = open_ @ open_.transpose(1, 2)
+
+    def in_plane(point: Tensor) -> Tensor:
+        return theta + (onto @ (point - theta)[:, :, None])[:, :, 0]
+
+    point, surplus = in_plane(origin), torch.zeros_like(theta)
+    for _ in range(2000):
+        inside = project(point + surplus, radius, norm)
+        surplus = point + surplus - inside
+        moved = in_plane(inside)
+        change = float((moved - point).abs().max())
+        point = moved
+        if change <= 1e-13 * (1 + radius):
+            break
+    return project(point, radius, norm)
 
 
 def _in_sphere(values: Tensor, newton: Tensor, flat: Tensor, radius: float) -> Tensor:

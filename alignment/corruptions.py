@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from alignment.config import Corruptions
-from rollout.draws import categorical
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Corruptor:
         """One rejected answer for `row`, of a kind drawn by `shares`."""
         named = shares.model_dump()
         weights = np.array(list(named.values()))
-        kind = list(named)[categorical(generator, weights, 1)[0]]
+        kind = list(named)[generator.choice(len(named), p=weights / weights.sum())]
         return self.make(row, kind, generator)
 
     def make(self, row: int, kind: str, generator: np.random.Generator) -> Rejected:

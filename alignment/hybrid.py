@@ -8,10 +8,9 @@ may be the design's. For a prompt x each action is the design's with probability
     w(x) = s mu(x) / (s mu(x) + (1 - s) D(x)),      pi^g(x, a) = mu(x) pi^cg(a|x),
 
 independently of the other. The paper's pi^g is over all prompts and all responses. Of a language
-model's responses we take a handful of pi_0's own samples for each of some prompts, so that the design
-stays near what the model
-can say; which of them to compare is then the design's choice. It is made before training, needs no
-reward, and is a file of the run: a resumed run reads it back.
+model's responses we take a handful of pi_0's own samples for each of some prompts, so that the
+design stays near what the model can say; which of them to compare is then the design's choice. It
+is made before training, needs no reward, and is a file of the run: a resumed run reads it back.
 """
 
 from __future__ import annotations

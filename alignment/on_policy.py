@@ -155,10 +155,8 @@ class _Loop:
             rows = rows_of_round(len(self.train_prompts), self.sampled, source, self.streams)
             given = None
             if self.design is not None:
-                count = self.sizes[k] - self.sampled[k]
-                rows, given = self.design.append(
-                    rows, count, len(self.train_prompts), self.streams.data("design", k)
-                )
+                count, draw = self.sizes[k] - self.sampled[k], self.streams.data("design", k)
+                rows, given = self.design.append(rows, count, len(self.train_prompts), draw)
             completions = self.collector.collect(
                 self.policy, self.train_prompts, rows, self.rounds, source, "collect", given
             )
@@ -370,9 +368,8 @@ class _Loop:
         if self.config.lora is not None:
             return self._adapted_policy_of(k)
         if k == 0:
-            if self.initial is None:
-                return self._load(self.config.policy)
-            return copy.deepcopy(self.initial)
+            made = self.initial is not None
+            return copy.deepcopy(self.initial) if made else self._load(self.config.policy)
         self.run_dir.say(f"continuing after round {k}")
         return self._load(str(self.run_dir.checkpoints / POLICY_OF_ROUND.format(k)))
 

@@ -23,7 +23,7 @@ from alignment.config import PDFR, RDRC, RoundSizes
 from alignment.constrained import project
 from alignment.pairs import make_targets
 from alignment.theory_config import BanditExperiment, DesignExperiment
-from alignment.theory_report import slope
+from alignment.theory_report import quantile_interval, slope
 from rollout.randomness import Streams
 from rollout.run_dir import RunDir
 from rollout.types import Pairs
@@ -227,8 +227,9 @@ def test_pairs_have_the_frequencies_they_should():
 def test_slopes_are_found_with_their_interval():
     generator, x = np.random.default_rng(0), np.array([10, 100, 1000, 10_000])
     values = 3 / np.sqrt(x)[:, None] * generator.gamma(4, 0.25, size=(4, 60))
-    fitted, (low, high) = slope(x, values, generator)
+    fitted, (low, high), degrees = slope(x, values)
     assert low < -0.5 < high
+    assert 100 < degrees <= 4 * 59  # of four positions with 59 each
     assert fitted == pytest.approx(-0.5, abs=0.05)
     assert high - low < 0.2
 
@@ -332,21 +333,39 @@ def test_every_study_runs_and_leaves_table_and_figure(tmp_path, instance, study)
     assert (tmp_path / "figure.png").stat().st_size > 1000
 
 
-def test_intervals_of_the_ratio_of_pairs():
-    from alignment.bandit_scaling import _ratio_intervals
+def test_a_slopes_interval_covers_at_its_level():
+    x, hits = np.array([10, 100, 1000]), 0
+    for trial in range(400):
+        generator = np.random.default_rng(trial)
+        values = 3 / np.sqrt(x)[:, None] * generator.gamma(4, 0.25, size=(3, 10))
+        _, (low, high), _ = slope(x, values)
+        hits += low < -0.5 < high
+    assert 0.92 <= hits / 400 <= 0.98
 
-    def runs(*needs):  # errors of each replica at 10, 100 and 1000 pairs
-        return [
-            (n, np.array([2.0 if n < need else 0.5 for need in needs])) for n in (10, 100, 1000)
-        ]
 
-    generator = np.random.default_rng(0)
-    alike = _ratio_intervals(runs(10, 10, 10), runs(100, 100, 100), [1.0, 0.1], 3, generator)
-    between = 10 * 10**0.5  # halfway from 2 to .5 in logarithms, from 10 to 100 pairs
-    assert alike[0] == pytest.approx([between / 10] * 2)
-    assert np.isnan(alike[1]).all()
-    unlike = _ratio_intervals(runs(10, 10, 100), runs(100, 100, 1000), [1.0], 3, generator)
-    assert unlike[0][0] < between / 10 < unlike[0][1]
+def test_intervals_of_the_ratio_of_pairs(tmp_path):
+    study = {
+        "name": "complexity",
+        "errors": [3.0, 2.0, 1.5],
+        "pairs_per_round": [200, 800, 3200],
+        "rounds": 2,
+    }
+    config = {"experiment": "alignment.bandit", "instance": SKEWED, "replicas": 30, "study": study}
+    summary = run(config, tmp_path)
+    for row in summary["pairs"]:
+        low, high = row["ratio_ci95"]
+        assert row["groups"] == 10
+        assert 0 < low < row["ratio"] < high
+        # The geometric mean of ten groups' ratios is about the ratio of all.
+        assert row["ratio"] / (row["offline"] / row["on_policy"]) == pytest.approx(1, abs=0.6)
+
+
+def test_quantiles_have_intervals_over_groups():
+    values = np.random.default_rng(0).exponential(size=2000)
+    whole, (low, high), groups = quantile_interval(values, 0.95)
+    assert groups == 10
+    assert whole == pytest.approx(np.quantile(values, 0.95))
+    assert low < -math.log(0.05) < high and high - low < 0.6
 
 
 def test_proposition_2_1_coverage_grows_as_e_to_the_radius(tmp_path):
