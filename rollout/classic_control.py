@@ -4,12 +4,16 @@ The dynamics are those of Gymnasium's `CartPole-v1`, `MountainCar-v0` and `Acrob
 (float64 inside, float32 observations). Three places need care for that: MountainCar uses the C
 library's cosine, which is not always numpy's; Acrobot squares with the C library's `pow`, which is
 not always x * x; and Acrobot's first observation of an episode is computed in float32.
+
+Those functions are attributes of the classes (`sine`, `cosine`, `squared`): `rollout.portable` has
+the same dynamics with others, whose bits do not depend on the processor.
 """
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,6 +23,7 @@ from rollout.randomness import Streams
 from rollout.settings import EnvironmentSettings
 
 HEIGHT, WIDTH = 240, 360  # of a rendered picture
+Function = Callable[[np.ndarray], np.ndarray]
 # x, y of both ends in units of the picture's height (origin bottom left), half width, grey
 Segment = tuple[float, float, float, float, float, int]
 
@@ -29,6 +34,8 @@ class ClassicControl(Environments):
     actions: int
     limit: int  # steps
     observation_dtype = np.dtype(np.float32)
+    sine: Function = staticmethod(np.sin)
+    cosine: Function = staticmethod(np.cos)
 
     def __init__(
         self, name: str, copies: int, settings: EnvironmentSettings, first_copy: int = 0
@@ -184,7 +191,7 @@ class CartPole(ClassicControl):
         """One Euler step of 0.02 s under a force of 10 to the left or right."""
         x, speed, angle, turning = states.T
         force = np.where(actions == 1, 10.0, -10.0)
-        cos, sin = np.cos(angle), np.sin(angle)
+        cos, sin = self.cosine(angle), self.sine(angle)
         total, pole = 0.1 + 1.0, 0.1 * 0.5
         push = (force + pole * np.square(turning) * sin) / total
         turn = (9.8 * sin - cos * push) / (0.5 * (4.0 / 3.0 - 0.1 * np.square(cos) / total))
@@ -205,10 +212,15 @@ class CartPole(ClassicControl):
         ]
 
 
+def _cosine_of_c(angles: np.ndarray) -> np.ndarray:
+    return np.array([math.cos(angle) for angle in angles.tolist()])
+
+
 class MountainCar(ClassicControl):
     """A car too weak for the hill; reward -1 a step; over at position 0.5."""
 
     actions, limit, observation_shape = 3, 200, (2,)
+    cosine = staticmethod(_cosine_of_c)
 
     def start(self, generator: np.random.Generator) -> np.ndarray:
         """Position uniform in [-0.6, -0.4], at rest."""
@@ -219,7 +231,7 @@ class MountainCar(ClassicControl):
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Velocity changes by 0.001 (action - 1) - 0.0025 cos(3 position)."""
         position, velocity = states.T
-        slope = np.array([math.cos(angle) for angle in (3 * position).tolist()])
+        slope = self.cosine(3 * position)
         velocity = velocity + ((actions - 1) * 0.001 + slope * (-0.0025))
         velocity = np.clip(velocity, -0.07, 0.07)
         position = np.clip(position + velocity, -1.2, 0.6)
@@ -242,10 +254,15 @@ class MountainCar(ClassicControl):
         ]
 
 
+def _squared(x: np.ndarray) -> np.ndarray:
+    return np.float_power(x, 2.0)  # the C library's pow; x**2 would be x * x
+
+
 class Acrobot(ClassicControl):
     """Two links, torque at the joint between; reward -1 a step, 0 at the goal above the line."""
 
     actions, limit, observation_shape = 3, 500, (6,)
+    squared: Function = staticmethod(_squared)
 
     def start(self, generator: np.random.Generator) -> np.ndarray:
         """Both angles and angular velocities uniform in +-0.1, rounded to float32."""
@@ -257,10 +274,10 @@ class Acrobot(ClassicControl):
         """One Runge-Kutta step of 0.2 s under a torque of -1, 0 or 1."""
         torque = actions - 1.0
         y = states.T
-        k1 = _acrobot_derivatives(y, torque)
-        k2 = _acrobot_derivatives(y + 0.2 / 2.0 * k1, torque)
-        k3 = _acrobot_derivatives(y + 0.2 / 2.0 * k2, torque)
-        k4 = _acrobot_derivatives(y + 0.2 * k3, torque)
+        k1 = self._derivatives(y, torque)
+        k2 = self._derivatives(y + 0.2 / 2.0 * k1, torque)
+        k3 = self._derivatives(y + 0.2 / 2.0 * k2, torque)
+        k4 = self._derivatives(y + 0.2 * k3, torque)
         y = y + 0.2 / 6.0 * (k1 + 2 * k2 + 2 * k3 + k4)
         for row in (0, 1):
             while (y[row] > math.pi).any():
@@ -269,13 +286,41 @@ class Acrobot(ClassicControl):
                 y[row] = np.where(y[row] < -math.pi, y[row] + 2 * math.pi, y[row])
         y[2] = np.clip(y[2], -4 * math.pi, 4 * math.pi)
         y[3] = np.clip(y[3], -9 * math.pi, 9 * math.pi)
-        goal = -np.cos(y[0]) - np.cos(y[1] + y[0]) > 1.0
+        goal = -self.cosine(y[0]) - self.cosine(y[1] + y[0]) > 1.0
         return y.T.copy(), np.where(goal, 0.0, -1.0), goal
+
+    def _derivatives(self, y: np.ndarray, torque: np.ndarray) -> np.ndarray:
+        """Time derivatives [4, N] of both angles and angular velocities (Sutton and Barto's form).
+
+        Links of length and mass 1, centres of mass at 0.5, moments of inertia 1, gravity 9.8.
+        """
+        one, two, speed_one, speed_two = y
+        cos_two, sin_two = self.cosine(two), self.sine(two)
+        d1 = 0.25 + (1.0 + 0.25 + 2 * 0.5 * cos_two) + 1.0 + 1.0
+        d2 = (0.25 + 0.5 * cos_two) + 1.0
+        phi2 = 0.5 * 9.8 * self.cosine(one + two - math.pi / 2.0)
+        phi1 = (
+            -0.5 * self.squared(speed_two) * sin_two
+            - 2 * 0.5 * speed_two * speed_one * sin_two
+            + (0.5 + 1.0) * 9.8 * self.cosine(one - math.pi / 2)
+            + phi2
+        )
+        bend = (torque + d2 / d1 * phi1 - 0.5 * self.squared(speed_one) * sin_two - phi2) / (
+            0.25 + 1.0 - self.squared(d2) / d1
+        )
+        return np.stack([speed_one, speed_two, -(d2 * bend + phi1) / d1, bend])
 
     def observe(self, states: np.ndarray) -> np.ndarray:
         """Cosine and sine of both angles, then both angular velocities."""
         one, two = states[:, 0], states[:, 1]
-        columns = [np.cos(one), np.sin(one), np.cos(two), np.sin(two), states[:, 2], states[:, 3]]
+        columns = [
+            self.cosine(one),
+            self.sine(one),
+            self.cosine(two),
+            self.sine(two),
+            states[:, 2],
+            states[:, 3],
+        ]
         return np.stack(columns, axis=1).astype(np.float32)
 
     def observe_start(self, states: np.ndarray) -> np.ndarray:
@@ -292,32 +337,6 @@ class Acrobot(ClassicControl):
             (0.75, 0.5, *elbow, 0.02, 0),
             (*elbow, *hand, 0.02, 120),
         ]
-
-
-def _acrobot_derivatives(y: np.ndarray, torque: np.ndarray) -> np.ndarray:
-    """Time derivatives [4, N] of both angles and angular velocities (Sutton and Barto's form).
-
-    Links of length and mass 1, centres of mass at 0.5, moments of inertia 1, gravity 9.8.
-    """
-    one, two, speed_one, speed_two = y
-    cos_two, sin_two = np.cos(two), np.sin(two)
-    d1 = 0.25 + (1.0 + 0.25 + 2 * 0.5 * cos_two) + 1.0 + 1.0
-    d2 = (0.25 + 0.5 * cos_two) + 1.0
-    phi2 = 0.5 * 9.8 * np.cos(one + two - math.pi / 2.0)
-    phi1 = (
-        -0.5 * _squared(speed_two) * sin_two
-        - 2 * 0.5 * speed_two * speed_one * sin_two
-        + (0.5 + 1.0) * 9.8 * np.cos(one - math.pi / 2)
-        + phi2
-    )
-    bend = (torque + d2 / d1 * phi1 - 0.5 * _squared(speed_one) * sin_two - phi2) / (
-        0.25 + 1.0 - _squared(d2) / d1
-    )
-    return np.stack([speed_one, speed_two, -(d2 * bend + phi1) / d1, bend])
-
-
-def _squared(x: np.ndarray) -> np.ndarray:
-    return np.float_power(x, 2.0)  # the C library's pow; x**2 would be x * x
 
 
 KINDS: dict[str, type[ClassicControl]] = {
