@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rollout.intervals import student_half
+
 
 def agreement(paths: Sequence[Path], data: str, observations: int | None) -> dict[str, Any]:
     """Greedy actions of finished runs on held-out observations, compared pair by pair.
@@ -34,7 +36,10 @@ def agreement(paths: Sequence[Path], data: str, observations: int | None) -> dic
 def lines(report: Mapping[str, Any]) -> list[str]:
     """The report for a person."""
     error = report["agreement_se"]
-    interval = "" if error is None else f" +- {1.96 * error:.3f} (1.96 standard errors over runs)"
+    interval = ""
+    if error is not None:
+        half = student_half(error, report["runs"] - 1)
+        interval = f" +- {half:.3f} (95%, Student's, a jackknife over runs)"
     kind = f"{report['frames']} frames" + (", lossy" if report["frames_lossy"] else "")
     told = [
         f"{report['runs']} runs, {report['pairs']} pairs, {report['observations']} observations of "

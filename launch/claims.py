@@ -1,16 +1,15 @@
-"""Sentences of a paper, tested on our numbers: holds, does not, or undecided.
+"""Sentences of a paper, tested on our numbers: holds, does not, undecided, or identity.
 
-The difference left - right is compared with the margin by its 95% interval:
+A difference left - right, with its standard error and degrees of freedom, is tested against the
+margin (launch.significance). Over seeds it is Student's, of differences paired by seed. Cells of
+one run that bring their own intervals are taken as independent: standard errors add as squares,
+each from the distance between value and end, which may differ between the ends (Zou and Donner
+2008), with Welch and Satterthwaite's degrees of freedom. A bootstrap interval decides nothing, and
+neither does an interval of no width, unless its column is exact: nothing varied, perhaps by luck.
 
-    left > right    holds where the whole interval is above the margin, does not where it is below
-    left < right    likewise with the sides exchanged
-    within          holds where the whole interval is inside (-margin, margin), does not where it is
-                    wholly outside
-
-Over seeds the interval is Student's, of differences paired by seed. Cells of one run that bring
-their own intervals are taken as independent: distances from value to end, which may differ between
-the ends, add as squares (Zou and Donner 2008). A difference without an interval is undecided,
-unless both sides are exact (a constant, or an interval of no width).
+Within a table p is corrected by Holm's step-down procedure over its claims: *holds* and *does not*
+are said at a corrected p below .05, all else is *undecided*. An identity, which is exact arithmetic
+and no test, is outside that: *identity* where it holds, *does not* where it is violated.
 """
 
 from __future__ import annotations
@@ -18,9 +17,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from launch.claim_schema import Claim, Side
 from launch.evidence import Evidence, Number
-from launch.tables import Claim, Side
-from rollout.intervals import student
+from launch.significance import LEVEL, Difference, Outcome, family, holm, outcome_of
+from rollout.intervals import mean_of, student_quantile, variance_of, welch_degrees
+
+VERDICTS = ("holds", "does not", "undecided", "identity")
 
 
 @dataclass(frozen=True)
@@ -28,75 +30,175 @@ class Verdict:
     """What became of a claim."""
 
     claim: Claim
-    verdict: str  # holds, does not, undecided
+    verdict: str  # one of VERDICTS
     statistic: str
+    p: float = math.nan  # two-sided; NaN: no test
+    holm_p: float = math.nan  # corrected over the table's claims
+    degrees: float = math.nan  # of freedom of the test
 
     @property
     def reason(self) -> str:
-        """The authors' opinion, where the claim does not hold."""
-        return "" if self.verdict == "holds" else self.claim.reason
+        """Why the claim does not hold here, if a row of the table shows it."""
+        told = self.verdict in ("does not", "undecided") and self.claim.shown_by
+        return f"{self.claim.reason.rstrip('. ')} (shown by {self.claim.shown_by})" if told else ""
+
+
+@dataclass(frozen=True)
+class _Tested:
+    """A claim before Holm's correction."""
+
+    outcome: Outcome
+    text: str
+    violated: bool | None = None  # an identity's; None: unknown
 
 
 def verdicts(evidence: Evidence) -> list[Verdict]:
     """Every claim of the table."""
-    return [_verdict(claim, evidence) for claim in evidence.table.claims]
+    claims = evidence.table.claims
+    tested = [_tested(claim, evidence) for claim in claims]
+    real = [k for k, claim in enumerate(claims) if not claim.identity]
+    corrected = dict(zip(real, holm([tested[k].outcome.p for k in real]), strict=True))
+    return [
+        _identity(claim, one) if claim.identity else _decided(claim, one, corrected[k], len(real))
+        for k, (claim, one) in enumerate(zip(claims, tested, strict=True))
+    ]
 
 
-def _verdict(claim: Claim, evidence: Evidence) -> Verdict:
+def _identity(claim: Claim, tested: _Tested) -> Verdict:
+    if tested.violated is None:
+        return Verdict(claim, "undecided", tested.text)
+    return Verdict(claim, "does not" if tested.violated else "identity", tested.text)
+
+
+def _decided(claim: Claim, tested: _Tested, corrected: float, tests: int) -> Verdict:
+    outcome = tested.outcome
+    if math.isnan(outcome.p):
+        return Verdict(claim, "undecided", tested.text)
+    shown = f"; p {_p(outcome.p)}" + (f", Holm's {_p(corrected)}" if tests > 1 else "")
+    told = "undecided"
+    if corrected < LEVEL:
+        told = "holds" if outcome.favours else "does not"
+    return Verdict(claim, told, tested.text + shown, outcome.p, corrected, outcome.degrees)
+
+
+def _p(value: float) -> str:
+    return "< 1e-6" if value < 1e-6 else f"{value:.2g}"
+
+
+def _tested(claim: Claim, evidence: Evidence) -> _Tested:
+    """The test of one claim, over all its cells."""
+    cells = claim.cells()
+    differences = [_difference_of(cell, evidence) for cell in cells]
+    outcomes = [outcome_of(one, claim.relation, claim.margin) for one in differences]
+    violated = [_violated(one, claim) for one in differences]
+    broken = None if None in violated and True not in violated else True in violated
+    if len(cells) == 1:
+        return _Tested(outcomes[0], _shown(cells[0], differences[0], evidence), broken)
+    outcome, place = family(outcomes)
+    if claim.identity and True in violated:
+        place = violated.index(True)
+    alone = sum(one.favours is True and one.p < LEVEL for one in outcomes)
+    fine = sum(one is False for one in violated) if claim.identity else alone
+    text = f"{len(cells)} cells, {fine} hold" + ("" if claim.identity else " alone") + "; worst: "
+    return _Tested(outcome, text + _shown(cells[place], differences[place], evidence), broken)
+
+
+def _violated(difference: Difference, claim: Claim) -> bool | None:
+    """Whether an identity fails anywhere in the interval, or at the value if there is none."""
+    if not claim.identity or math.isnan(difference.value):
+        return None
+    low, high = difference.low, difference.high
+    if not difference.known:
+        low = high = difference.value
+    if claim.relation == "within":
+        return not (-claim.margin < low and high < claim.margin)
+    return not (low > claim.margin if claim.relation == ">" else -high > claim.margin)
+
+
+def _shown(claim: Claim, difference: Difference, evidence: Evidence) -> str:
+    """Both sides, the difference, its interval and what it was taken over."""
     left, right = _number(claim.left, evidence), _number(claim.right, evidence)
-    difference, low, high, runs = _difference(left, right)
-    if math.isnan(difference):
-        return Verdict(claim, "undecided", "a run is missing")
+    if math.isnan(difference.value):
+        return "a run is missing"
     shown = f"{_side(claim.left)} {left.value:.4g}, {_side(claim.right)} {right.value:.4g}"
     margin = f", margin {claim.margin:.3g}" if claim.margin else ""
-    if math.isnan(low) or math.isnan(high):
-        text = f"{shown}; difference {difference:+.3g}, no interval ({runs}){margin}"
-        return Verdict(claim, "undecided", text)
-    text = f"{shown}; difference {difference:+.3g} [{low:+.3g}, {high:+.3g}] ({runs}){margin}"
-    return Verdict(claim, _decide(claim, low, high), text)
-
-
-def _decide(claim: Claim, low: float, high: float) -> str:
-    margin = claim.margin
-    if claim.relation == "within":
-        if -margin < low and high < margin:
-            return "holds"
-        return "does not" if low > margin or high < -margin else "undecided"
-    if claim.relation == "<":
-        low, high = -high, -low
-    if low > margin:
-        return "holds"
-    return "does not" if high <= margin else "undecided"
+    ends = ", no interval"
+    if difference.known:
+        ends = f" [{difference.low:+.3g}, {difference.high:+.3g}]"
+    return f"{shown}; difference {difference.value:+.3g}{ends} ({difference.over}){margin}"
 
 
 def _number(side: Side, evidence: Evidence) -> Number:
     if side.value is not None:
-        return Number({}, side.value, side.value, side.value)
+        value = side.value * side.times
+        return Number({}, value, value, value, math.inf)
     assert side.row is not None and side.column is not None
     found = evidence.numbers[side.row][side.column]
+    low, high = sorted((found.low * side.times, found.high * side.times))
     return Number(
         {seed: value * side.times for seed, value in found.by_seed.items()},
-        found.value * side.times,
-        *sorted((found.low * side.times, found.high * side.times)),
+        *(found.value * side.times, low, high),
+        degrees=found.degrees,
+        bootstrapped=found.bootstrapped,
     )
 
 
-def _difference(left: Number, right: Number) -> tuple[float, float, float, str]:
-    """left - right, the ends of its 95% interval, and over what it was taken."""
+def _difference_of(claim: Claim, evidence: Evidence) -> Difference:
+    return _difference(_number(claim.left, evidence), _number(claim.right, evidence))
+
+
+def _difference(left: Number, right: Number) -> Difference:
+    """left - right with its standard errors, and over what it was taken."""
     if not (left.known and right.known):
-        return math.nan, math.nan, math.nan, ""
+        return Difference(math.nan, math.nan, math.nan, math.inf, math.inf, "")
+    if left.exact and right.exact:
+        return Difference(left.value - right.value, 0.0, 0.0, math.inf, math.inf, "exact")
     if len(left.by_seed) > 1 and len(right.by_seed) > 1:
         both = [seed for seed in left.by_seed if seed in right.by_seed]
-        mean, half = student([left.by_seed[s] - right.by_seed[s] for s in both])
-        return mean, mean - half, mean + half, f"paired, {len(both)} seeds"
+        values = [left.by_seed[s] - right.by_seed[s] for s in both]
+        return _over_seeds(values, f"paired, {len(both)} seeds")
     for several, other, sign in ((left, right, 1.0), (right, left, -1.0)):
         if len(several.by_seed) > 1 and not other.by_seed:
-            mean, half = student([sign * (v - other.value) for v in several.by_seed.values()])
-            return mean, mean - half, mean + half, f"{len(several.by_seed)} seeds"
-    difference = left.value - right.value
-    below = math.hypot(left.value - left.low, right.high - right.value)
-    above = math.hypot(left.high - left.value, right.value - right.low)
-    return difference, difference - below, difference + above, "intervals of the run itself"
+            values = [sign * (v - other.value) for v in several.by_seed.values()]
+            return _over_seeds(values, f"{len(values)} seeds")
+    below = [_end(left, left.low), _end(right, right.high)]
+    above = [_end(left, left.high), _end(right, right.low)]
+    numbers = (left, right)
+    degrees = [math.inf if math.isnan(one.degrees) else one.degrees for one in numbers]
+    over = "intervals of the run itself"
+    if any(math.isnan(one.degrees) for one in numbers):
+        over += ", degrees not given"
+    if any(_varies_not(one) for one in numbers):
+        over += ", one of no width"
+    return Difference(
+        left.value - right.value,
+        *(math.hypot(*below), math.hypot(*above)),
+        *(welch_degrees(below, degrees), welch_degrees(above, degrees)),
+        over,
+    )
+
+
+def _over_seeds(values: list[float], over: str) -> Difference:
+    """The mean of differences; without a standard error where they are all the same."""
+    count = len(values)
+    error = math.sqrt(variance_of(values) / count) if count else math.nan
+    if error == 0:
+        error, over = math.nan, f"{over}, all the same"
+    degrees = float(max(count - 1, 1))
+    return Difference(mean_of(values), error, error, degrees, degrees, over)
+
+
+def _end(number: Number, end: float) -> float:
+    """Standard error towards one end of the interval; NaN where the interval decides nothing."""
+    if number.bootstrapped or _varies_not(number):
+        return math.nan
+    degrees = math.inf if math.isnan(number.degrees) else number.degrees
+    return abs(number.value - end) / student_quantile(degrees)
+
+
+def _varies_not(number: Number) -> bool:
+    """Whether a sampled number has an interval of no width."""
+    return number.low == number.high and not number.exact
 
 
 def _side(side: Side) -> str:

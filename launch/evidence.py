@@ -10,28 +10,20 @@ from typing import Any
 
 import numpy as np
 
-from launch.config import ConfigError, differences, load
-from launch.integrity import problems, read_summary
-from launch.parallel import Job
-from launch.run import stored_config
-from launch.sweep import directory_of, evaluations, seeds_of
-from launch.tables import Budget, Column, Row, Run, Table, filled
-from launch.values import PathError, interval_at, number_at
-from rollout.intervals import NORMAL_975, bootstrap, interquartile_mean, wilson
+from launch.claim_schema import filled
+from launch.config import ConfigError
+from launch.sources import Source, source_of
+from launch.sweep import evaluations, seeds_of
+from launch.tables import Budget, Column, Row, Run, Table
+from launch.values import PathError, interval_at, keys_of, number_at, one_less
+from rollout.intervals import (
+    bootstrap,
+    interquartile_mean,
+    stratified_student,
+    student_half,
+    wilson,
+)
 from rollout.run_dir import records_of
-
-
-@dataclass(frozen=True)
-class Source:
-    """One run of a row: where it is and what state it is in."""
-
-    directory: Path
-    seed: int
-    command: str
-    state: str  # finished, missing or corrupt
-    problem: str = ""
-    seconds: float = 0.0
-    revision: str = ""
 
 
 @dataclass(frozen=True)
@@ -42,28 +34,48 @@ class Number:
     value: float  # NaN: no run has it
     low: float
     high: float
+    degrees: float = math.nan  # of freedom of the interval; infinite: known error; NaN: not given
+    bootstrapped: bool = False  # a percentile bootstrap: shown, and decides nothing
 
     @property
     def known(self) -> bool:
         """Whether there is a number."""
         return not math.isnan(self.value)
 
+    @property
+    def exact(self) -> bool:
+        """Whether it is computed, not sampled."""
+        return self.low == self.high and self.degrees == math.inf
+
 
 @dataclass
 class Evidence:
-    """A table's numbers: `numbers[row][column]`, and the runs they come from."""
+    """A table's numbers: `numbers[row][column]`, and the runs they come from.
+
+    `behind` are the runs that those runs read: no column is of them, but they were made too.
+    """
 
     table: Table
     budget: str
     settings: Budget
     numbers: dict[str, dict[str, Number]] = field(default_factory=dict)
     sources: dict[str, list[Source]] = field(default_factory=dict)
+    behind: list[Source] = field(default_factory=list)
     summaries: dict[Path, dict[str, Any]] = field(default_factory=dict)
     unevaluated: dict[Path, str] = field(default_factory=dict)  # result file -> command
 
     def all_sources(self) -> list[Source]:
-        """Every run once."""
+        """Every run of a row once."""
         return list({s.directory: s for row in self.sources.values() for s in row}.values())
+
+    def finished(self) -> list[Source]:
+        """Every finished run once, those that others read first."""
+        every = {s.directory: s for s in [*self.behind, *self.all_sources()]}
+        return [source for source in every.values() if source.state == "finished"]
+
+    def processors(self) -> list[str]:
+        """What the finished runs were made on."""
+        return sorted({name for source in self.finished() for name in source.processors})
 
 
 def gather(table: Table, budget: str, settings: Budget) -> Evidence:
@@ -77,6 +89,8 @@ def gather(table: Table, budget: str, settings: Budget) -> Evidence:
             file and the experiment do not fit.
     """
     evidence = Evidence(table, budget, settings)
+    for run in settings.first:
+        evidence.behind += [source_of(run, seed)[0] for seed in seeds_of(run, settings)]
     sources: dict[str, list[Source]] = {}
     for line in table.lines():
         for name in line.runs:
@@ -92,38 +106,23 @@ def gather(table: Table, budget: str, settings: Budget) -> Evidence:
 
 
 def _source(run: Run, seed: int, evidence: Evidence) -> Source:
-    config, overrides = run.config, run.overrides
-    directory = directory_of(config, overrides, seed)
-    command = Job(config, (*overrides, f"seed={seed}"), directory).typed
-    if not (directory / "summary.json").is_file():
-        return Source(directory, seed, command, "missing", "there is no finished run")
-    wanted = load(config, [*overrides, f"seed={seed}"]).model_dump(mode="json")
-    found = problems(directory)
-    if not found:
-        summary = read_summary(directory)
-        unlike = differences(wanted, stored_config(directory))
-        if unlike:
-            found = [f"made with another config ({'; '.join(unlike)}); delete it and sweep again"]
-    if found:
-        return Source(directory, seed, command, "corrupt", "; ".join(found))
-    evidence.summaries[directory] = summary
+    """One run, its summary kept; the evaluations that are still to be made."""
+    source, summary = source_of(run, seed)
+    if summary is None:
+        return source
+    evidence.summaries[source.directory] = summary
+    assert source.place is not None
     for evaluation in run.evaluate:
-        for job in evaluations(evaluation, directory):
-            if not job.finished_before:
+        here = evaluations(evaluation, source.place)
+        for job, read in zip(evaluations(evaluation, source.directory), here, strict=True):
+            if not read.finished_before:
                 evidence.unevaluated[job.out] = job.typed
-    return Source(
-        directory,
-        seed,
-        command,
-        "finished",
-        seconds=float(summary["seconds"]),
-        revision=str(summary["code_revision"]),
-    )
+    return source
 
 
 def _number(line: Row, column: Column, strata: list[list[Source]], evidence: Evidence) -> Number:
     found: list[dict[int, float]] = []
-    own = (math.nan, math.nan)
+    own = (math.nan, math.nan, math.nan)
     for sources in strata:
         found.append({})
         for source in sources:
@@ -143,10 +142,16 @@ def _number(line: Row, column: Column, strata: list[list[Source]], evidence: Evi
         by_seed |= {f"{k}:{seed}" if len(found) > 1 else seed: value for seed, value in of.items()}
     if not by_seed:
         return Number({}, math.nan, math.nan, math.nan)
-    statistic = interquartile_mean if column.aggregate == "iqm" else np.mean
+    if len(by_seed) == 1:
+        return Number(by_seed, next(iter(by_seed.values())), *own)
     drawn = [list(of.values()) for of in found if of]
-    low, high = own if len(by_seed) == 1 else bootstrap(drawn, statistic)
-    return Number(by_seed, float(statistic(np.array([*by_seed.values()]))), low, high)
+    if column.exact and len({*by_seed.values()}) == 1:
+        return Number(by_seed, drawn[0][0], drawn[0][0], drawn[0][0], math.inf)
+    if column.aggregate == "iqm":
+        middle = interquartile_mean(np.array([*by_seed.values()]))
+        return Number(by_seed, middle, *bootstrap(drawn, interquartile_mean), bootstrapped=True)
+    mean, half, degrees = stratified_student(drawn)
+    return Number(by_seed, mean, mean - half, mean + half, degrees)
 
 
 def _under(line: Row, path: str) -> str:
@@ -155,20 +160,30 @@ def _under(line: Row, path: str) -> str:
 
 def _own_interval(
     contents: dict[str, Any], line: Row, column: Column, value: float
-) -> tuple[float, float]:
-    """The interval that a single run brings along; NaN if it brings none."""
+) -> tuple[float, float, float]:
+    """The interval that a single run brings along, and its degrees of freedom; NaN: none."""
     if column.exact:
-        return value, value
-    if isinstance(column.trials, str):
-        return wilson(value, round(number_at(contents, _under(line, column.trials))))
+        return value, value, math.inf
     if column.trials is not None:
-        return wilson(value, column.trials)
+        return *wilson(value, round(_given(column.trials, contents, line))), math.inf
+    degrees = math.nan
+    if column.degrees is not None:
+        degrees = _given(column.degrees, contents, line)
     if column.standard_error is not None:
-        half = NORMAL_975 * number_at(contents, _under(line, column.standard_error))
-        return value - half, value + half
+        error = number_at(contents, _under(line, column.standard_error))
+        half = student_half(error, degrees)
+        return value - half, value + half, degrees
     if column.interval is not None:
-        return interval_at(contents, _under(line, column.interval), value)
-    return math.nan, math.nan
+        return *interval_at(contents, _under(line, column.interval), value), degrees
+    return math.nan, math.nan, math.nan
+
+
+def _given(number: int | str, contents: dict[str, Any], line: Row) -> float:
+    """A number of the table file, or at a path, or one less than there: `runs - 1`."""
+    if isinstance(number, int):
+        return float(number)
+    path, less = one_less(number)
+    return number_at(contents, _under(line, path)) - less
 
 
 def _contents(evidence: Evidence, source: Source, file: str) -> dict[str, Any] | None:
@@ -177,12 +192,34 @@ def _contents(evidence: Evidence, source: Source, file: str) -> dict[str, Any] |
         return None
     if file == "summary.json":
         return evidence.summaries[source.directory]
-    path = source.directory / file
+    assert source.place is not None
+    path = source.place / file
     if not path.is_file():
         return None
     if path.suffix == ".jsonl":
         return {"records": records_of(path)}
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def files_read(evidence: Evidence) -> dict[Path, dict[str, set[str]]]:
+    """What the table reads of each run besides its summary: file -> keys of its JSON lines."""
+    found: dict[Path, dict[str, set[str]]] = {s.directory: {} for s in evidence.finished()}
+    figure = evidence.table.figure
+    for line in evidence.table.lines():
+        read: list[tuple[str, str]] = [
+            (filled(column.file, line.chosen), _under(line, path))
+            for column in evidence.table.columns.values()
+            for path in column.paths()
+        ]
+        if figure is not None and figure.kind == "curves":
+            of_figure = [figure.x, *figure.y]
+            read += [(figure.file, f"{figure.entries}.{key}") for key in of_figure]
+        for source in evidence.sources[line.name]:
+            for file, path in read:
+                if file != "summary.json" and source.directory in found:
+                    keys = keys_of(path) if file.endswith(".jsonl") else set()
+                    found[source.directory].setdefault(file, set()).update(keys)
+    return found
 
 
 def entries_of(evidence: Evidence, row: str, key: str, file: str) -> list[list[dict[str, Any]]]:

@@ -37,6 +37,15 @@ def problems(run: Path) -> list[str]:
         summary = read_summary(run)
     except ValueError as error:
         return [str(error)]
+    return [*summary_problems(run), *_rounds(run), *_files(run, summary)]
+
+
+def summary_problems(run: Path) -> list[str]:
+    """What is wrong with the summary and the config of a finished run, or of its record."""
+    try:
+        summary = read_summary(run)
+    except ValueError as error:
+        return [str(error)]
     found = []
     if "seal" in summary and summary["seal"] != summary_seal(summary):
         found.append("summary.json was changed after the run finished (its seal does not match)")
@@ -46,7 +55,7 @@ def problems(run: Path) -> list[str]:
         return [*found, f"config.yaml cannot be read: {error}"]
     if values_sha256(config) != summary.get("config_sha256"):
         found.append("config.yaml is not the config that summary.json was made with")
-    return [*found, *_rounds(run), *_files(run, summary)]
+    return found
 
 
 def _rounds(run: Path) -> list[str]:

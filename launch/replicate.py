@@ -25,7 +25,7 @@ from launch.provenance import cores
 from launch.run import default_out
 from rl.agreement import most_common_share, pairwise_identity
 from rollout.files import write_json
-from rollout.intervals import student, wilson
+from rollout.intervals import jackknife, student, student_share
 
 # Where each experiment's summary says how good the result is.
 RETURNS = {
@@ -109,9 +109,9 @@ def replicate(
 def compare(settings: ExperimentSettings, paths: Sequence[Path], metric: str) -> dict[str, Any]:
     """Identity, distance and return of finished runs that differ in `seed`.
 
-    Intervals are 95%: Wilson's for shares, with as many trials as disjoint pairs for pairwise
-    identity (all pairs are used, which are not independent; this is on the safe side), Student's
-    t for means. Distances are between disjoint pairs of runs.
+    Intervals are 95%: of pairwise identity by `identity_interval`, of means Student's. The share of
+    the most common result has none: that result is chosen by looking. Distances are between
+    disjoint pairs of runs.
     """
     summaries = [_summary(path) for path in paths]
     hashes = [summary["weights_sha256"] for summary in summaries]
@@ -126,9 +126,8 @@ def compare(settings: ExperimentSettings, paths: Sequence[Path], metric: str) ->
         "internal_seed": internal,
         "distinct_results": len(set(hashes)),
         "most_common_share": share,
-        "most_common_share_ci95": wilson(share, len(paths)),
         "pairwise_identity": pairs,
-        "pairwise_identity_ci95": wilson(pairs, len(paths) // 2),
+        "pairwise_identity_ci95": identity_interval(hashes),
         "distance_mean": _mean(apart, 0),
         "relative_distance_mean": _mean(apart, 1),
         "largest_difference": max(one[2] for one in apart),
@@ -142,17 +141,33 @@ def compare(settings: ExperimentSettings, paths: Sequence[Path], metric: str) ->
     }
 
 
+def identity_interval(results: Sequence[str]) -> list[float]:
+    """95% interval of the share of identical pairs: a jackknife over runs, for pairs share runs.
+
+    Where nothing varies (all runs alike, or all different), and for two runs, from disjoint pairs,
+    which are independent.
+    """
+    half = 0.0
+    if len(results) > 2:
+        without = [
+            pairwise_identity([*results[:run], *results[run + 1 :]]) for run in range(len(results))
+        ]
+        mean, half = jackknife(without)
+    if half > 0:
+        return [max(0.0, mean - half), min(1.0, mean + half)]
+    apart = [a == b for a, b in zip(results[::2], results[1::2], strict=False)]
+    return list(student_share(apart)[1:])
+
+
 def lines(report: Mapping[str, Any]) -> list[str]:
     """The report for a person."""
     internal = report["internal_seed"]
     shared = "none to share" if internal is None else f"seed {internal}, shared"
-    low, high = report["most_common_share_ci95"]
     pair_low, pair_high = report["pairwise_identity_ci95"]
     return_low, return_high = report["return_ci95"]
     return [
         f"{report['runs']} runs of {report['experiment']}; internal randomness: {shared}",
-        f"  identical to the most common result  {report['most_common_share']:.3f}"
-        f"  [{low:.3f}, {high:.3f}]",
+        f"  identical to the most common result  {report['most_common_share']:.3f}",
         f"  pairs that are identical             {report['pairwise_identity']:.3f}"
         f"  [{pair_low:.3f}, {pair_high:.3f}]",
         f"  distinct results                     {report['distinct_results']}",

@@ -62,16 +62,43 @@ def save(name: str, evidence: Evidence, folder: Path) -> list[Path]:
 
 
 def caption(evidence: Evidence) -> str:
-    """What was run, how large, and over how many seeds."""
+    """What was run, how large, over how many seeds, and what the intervals are."""
     finished = [source for source in evidence.all_sources() if source.state == "finished"]
     seeds = sorted({source.seed for source in finished})
-    several = len(seeds) > 1
-    over = f"; mean over seeds {', '.join(map(str, seeds))}" if several else ""
-    within = (
-        ", drawn within each game" if any(line.strata for line in evidence.table.lines()) else ""
-    )
-    interval = f" with a 95% bootstrap interval over seeds{within}" if several else ""
-    return f"Budget *{evidence.budget}*: {evidence.settings.note}{over}{interval}."
+    told = f"Budget *{evidence.budget}*: {evidence.settings.note}"
+    if len(seeds) < 2:
+        return told + "."
+    columns = evidence.table.columns.values()
+    strata = any(line.strata for line in evidence.table.lines())
+    told += f"; over seeds {', '.join(map(str, seeds))}"
+    if any(column.aggregate == "mean" for column in columns):
+        told += ": means with Student's 95% interval" + (", within each game" if strata else "")
+    if any(column.aggregate == "iqm" for column in columns):
+        told += ": interquartile means with a 95% percentile bootstrap" + (
+            ", drawn within each game" if strata else ""
+        )
+        told += f", which is narrow with {len(seeds)} seeds and decides no claim"
+    return told + "."
+
+
+def made_on(evidence: Evidence) -> list[str]:
+    """How many runs, how long, on which processors, from which code; and what was transcribed."""
+    finished = evidence.finished()
+    minutes = sum(source.seconds for source in finished) / 60
+    revisions = sorted({source.revision for source in finished if source.revision})
+    processors = evidence.processors()
+    lines = [
+        f"{len(finished)} runs, {minutes:.1f} core-minutes; processor: "
+        f"{'; '.join(processors) or 'unknown'}; code {', '.join(revisions) or 'unknown'}."
+    ]
+    transcribed: dict[str, list[str]] = {}
+    for source in finished:
+        if source.transcribed:
+            transcribed.setdefault(source.transcribed, []).append(source.directory.name)
+    for origin, names in transcribed.items():
+        runs = "1 run is lost, its" if len(names) == 1 else f"{len(names)} runs are lost, their"
+        lines.append(f"*{runs} numbers transcribed from {origin}:* {', '.join(names)}.")
+    return lines
 
 
 def troubles(evidence: Evidence) -> list[str]:
@@ -149,8 +176,10 @@ def markdown(evidence: Evidence, fold: int | None = None) -> str:
         numbers = [*opened, *numbers, "</details>", ""]
     lines += numbers
     lines += [caption(evidence), ""]
-    if not _paper_columns(evidence):
+    if table.paper_prints is False:
         lines += ["The paper prints no numbers for this table.", ""]
+    if table.paper_numbers:
+        lines += [f"The paper's numbers are in {table.paper_numbers}.", ""]
     if table.remark:
         lines += [table.remark, ""]
     lines += _claim_lines(verdicts(evidence))
@@ -169,7 +198,7 @@ def _claim_lines(found: list[Verdict]) -> list[str]:
     lines = ["| claim | here | statistic |", "| --- | --- | --- |"]
     for verdict in found:
         source = f" ({verdict.claim.source})" if verdict.claim.source else ""
-        reason = f". Likely reason: {verdict.reason}" if verdict.reason else ""
+        reason = f". Reason: {verdict.reason}" if verdict.reason else ""
         lines.append(
             _line([verdict.claim.text + source, verdict.verdict, verdict.statistic + reason])
         )
@@ -205,6 +234,7 @@ def as_values(evidence: Evidence) -> dict[str, Any]:
         "source": table.source,
         "budget": evidence.budget,
         "note": evidence.settings.note,
+        "processors": evidence.processors(),
         "rows": [
             {
                 "name": line.name,
@@ -213,6 +243,8 @@ def as_values(evidence: Evidence) -> dict[str, Any]:
                         "value": _or_none(number.value),
                         "low": _or_none(number.low),
                         "high": _or_none(number.high),
+                        "degrees": _finite(number.degrees),
+                        "bootstrapped": number.bootstrapped,
                         "by_seed": {str(s): _or_none(v) for s, v in number.by_seed.items()},
                         "paper": line.paper.get(name),
                     }
@@ -225,7 +257,12 @@ def as_values(evidence: Evidence) -> dict[str, Any]:
             {
                 "text": verdict.claim.text,
                 "source": verdict.claim.source,
+                "identity": verdict.claim.identity,
+                "cells": len(verdict.claim.cells()),
                 "verdict": verdict.verdict,
+                "p": _or_none(verdict.p),
+                "holm_p": _or_none(verdict.holm_p),
+                "degrees": _finite(verdict.degrees),
                 "statistic": verdict.statistic,
                 "reason": verdict.reason,
             }
@@ -239,6 +276,9 @@ def as_values(evidence: Evidence) -> dict[str, Any]:
                 "problem": source.problem,
                 "seconds": source.seconds,
                 "code_revision": source.revision,
+                "processors": list(source.processors),
+                "recorded": source.recorded,
+                "transcribed": source.transcribed,
             }
             for source in evidence.all_sources()
         ],
@@ -247,6 +287,10 @@ def as_values(evidence: Evidence) -> dict[str, Any]:
 
 def _or_none(value: float) -> float | None:
     return None if math.isnan(value) else value
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def latex(evidence: Evidence) -> str:

@@ -12,17 +12,18 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from launch.claim_schema import Claim, filled
 from launch.config import ConfigError, configs_folder, load, read
 from launch.problems import explain
 from launch.suite import settings_of
-from launch.values import PathError, parse
+from launch.table_problems import claim_problems, path_problems, row_problems
+from launch.values import one_less
 from rollout.settings import Settings
 
 Overrides = list[str]
@@ -126,13 +127,20 @@ class Column(Settings):
     interval: str | None = Field(
         None,
         description="where the run itself gives the 95% interval ([low, high], or a half-width); "
-        "else it is over seeds",
+        "else it is over seeds, Student's",
     )
     standard_error: str | None = Field(
-        None, description="where the run itself gives a standard error; 1.96 make the interval"
+        None,
+        description="where the run itself gives a standard error; Student's quantile with "
+        "`degrees` of freedom makes the interval",
+    )
+    degrees: int | str | None = Field(
+        None, description="of freedom of the run's own interval, or where they are: `runs - 1`"
     )
     trials: int | str | None = Field(
-        None, description="number of trials of a share, or where it is: Wilson's 95% interval"
+        None,
+        description="number of independent trials of a fixed event, or where it is: Wilson's 95% "
+        "interval. Not for the share of the most common result, nor for pairs",
     )
     exact: bool = Field(False, description="computed, not sampled: an interval of no width")
     file: str = Field(
@@ -148,51 +156,22 @@ class Column(Settings):
         "mean", description="over seeds: mean, or interquartile mean"
     )
 
+    def paths(self) -> list[str]:
+        """Every path that it reads."""
+        named = (self.path, self.interval, self.standard_error, self.degrees, self.trials)
+        return [one_less(path)[0] for path in named if isinstance(path, str)]
+
     @model_validator(mode="after")
     def _one_interval(self) -> Column:
         given = (self.interval, self.standard_error, self.trials, self.exact or None)
         if sum(one is not None for one in given) > 1:
             raise ValueError("give at most one of interval, standard_error, trials and exact")
-        return self
-
-
-class Side(Settings):
-    """One side of a claim: a number of one row, or of several rows added up, or a constant."""
-
-    row: str | None = None
-    column: str | None = None
-    value: float | None = Field(None, description="a constant instead of a row and a column")
-    times: float = Field(1.0, description="factor")
-
-    @model_validator(mode="after")
-    def _one(self) -> Side:
-        named = self.row is not None and self.column is not None
-        if named == (self.value is not None):
-            raise ValueError("give either row and column, or value")
-        return self
-
-
-class Claim(Settings):
-    """A sentence of the paper as a comparison of our numbers."""
-
-    text: str = Field(description="the sentence")
-    source: str = Field("", description="where the paper says it")
-    left: Side
-    relation: Literal[">", "<", "within"] = Field(
-        description="left > right; or |difference| < margin"
-    )
-    right: Side
-    margin: float = Field(
-        0.0, ge=0, description="for > and <: the difference that counts; for within"
-    )
-    reason: str = Field(
-        "", description="why it may not hold here, in our opinion; shown where it does not"
-    )
-
-    @model_validator(mode="after")
-    def _margin(self) -> Claim:
-        if self.relation == "within" and self.margin == 0:
-            raise ValueError("relation 'within' needs a margin above 0")
+        if self.standard_error is not None and self.degrees is None:
+            raise ValueError("standard_error needs degrees (of freedom): a number, or a path")
+        if self.degrees is not None and self.standard_error is None and self.interval is None:
+            raise ValueError("degrees are those of an interval or a standard_error: give one")
+        if isinstance(self.degrees, int) and self.degrees < 1:
+            raise ValueError(f"degrees={self.degrees} must be at least 1")
         return self
 
 
@@ -220,6 +199,12 @@ class Table(Settings):
     source: str = Field(description="arXiv number and place, e.g. '2601.08421, Figure 2'")
     about: str = Field(description="one or two sentences: what is compared, and what it shows")
     remark: str = Field("", description="what a reader must know before believing it")
+    paper_prints: bool | None = Field(
+        None, description="false: the paper prints no numbers for it, and the page says so"
+    )
+    paper_numbers: str = Field(
+        "", description="where the paper's numbers are, if no row can be compared with them"
+    )
     budgets: dict[BudgetName, Budget] = Field(min_length=1)
     rows: list[Row] = Field(min_length=1)
     columns: dict[str, Column] = Field(min_length=1)
@@ -240,7 +225,11 @@ class Table(Settings):
         claims = [
             claim
             for claim in self.claims
-            if all(side.column in (None, *shown) for side in (claim.left, claim.right))
+            if all(
+                side.column in (None, *shown)
+                for cell in claim.cells()
+                for side in (cell.left, cell.right)
+            )
         ]
         return self.model_copy(update={"columns": shown, "claims": claims})
 
@@ -264,68 +253,10 @@ class Table(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Table:
-        problems = [*_row_problems(self), *_claim_problems(self), *_path_problems(self)]
+        problems = [*row_problems(self), *claim_problems(self), *path_problems(self)]
         if problems:
             raise ValueError("; ".join(problems))
         return self
-
-
-def filled(text: str, values: dict[str, Any]) -> str:
-    """`text` with `{key}` replaced where `values` has the key."""
-    return re.sub(r"\{(\w+)\}", lambda found: str(values.get(found[1], found[0])), text)
-
-
-def _unknown(kind: str, name: str, known: list[str]) -> str:
-    close = get_close_matches(name, known, n=1, cutoff=0.4)
-    return f"{kind} '{name}' is not among {known}" + (f"; nearest: '{close[0]}'" if close else "")
-
-
-def _row_problems(table: Table) -> list[str]:
-    problems = []
-    for line in table.lines():
-        files = [filled(column.file, line.chosen) for column in table.columns.values()]
-        if "{" in "".join([line.name, *line.runs, line.cell, *files]):
-            problems.append(f"row '{line.name}': a {{key}} without values in `each`")
-        for budget, settings in table.budgets.items():
-            known = list(settings.runs)
-            problems += [
-                f"row '{line.name}', {budget}: {_unknown('run', run, known)}"
-                for run in line.runs
-                if run not in settings.runs
-            ]
-        for column in line.paper:
-            if column not in table.columns:
-                known = list(table.columns)
-                problems.append(f"row '{line.name}': {_unknown('column', column, known)}")
-    names = [line.name for line in table.lines()]
-    problems += [f"row '{name}' is given twice" for name in {*names} if names.count(name) > 1]
-    return problems
-
-
-def _claim_problems(table: Table) -> list[str]:
-    rows, columns = [line.name for line in table.lines()], list(table.columns)
-    problems = []
-    for claim in table.claims:
-        for side in (claim.left, claim.right):
-            if side.row is not None and side.row not in rows:
-                problems.append(f"claim '{claim.text}': {_unknown('row', side.row, rows)}")
-            if side.column is not None and side.column not in columns:
-                problems.append(f"claim '{claim.text}': {_unknown('column', side.column, columns)}")
-    return problems
-
-
-def _path_problems(table: Table) -> list[str]:
-    paths = [line.cell for line in table.lines() if line.cell]
-    for column in table.columns.values():
-        named = (column.path, column.interval, column.standard_error, column.trials)
-        paths += [path for path in named if isinstance(path, str)]
-    problems = []
-    for path in dict.fromkeys(paths):
-        try:
-            parse(path)
-        except PathError as error:
-            problems.append(str(error))
-    return problems
 
 
 # -- files -------------------------------------------------------------------------------------

@@ -66,6 +66,18 @@ def number_at(summary: Any, path: str) -> float:
     return float(value)
 
 
+def keys_of(path: str) -> set[str]:
+    """Keys of the entries that a path into `records` reads: of its choice, and what follows."""
+    (_, choice), *rest = parse(path)
+    chosen = set() if choice is None or "=" not in choice else _conditions(choice, path)
+    return {*chosen, *(key for key, _ in rest[:1])}
+
+
+def one_less(path: str) -> tuple[str, int]:
+    """`runs - 1` as the path `runs` and 1, to be taken off; another path as it is and 0."""
+    return (path[:-4], 1) if path.endswith(" - 1") else (path, 0)
+
+
 def interval_at(summary: Any, path: str, centre: float) -> tuple[float, float]:
     """The 95% interval at `path`: [low, high], or a number, which is its half-width.
 
@@ -88,9 +100,7 @@ def _chosen(entries: Any, choice: str, path: str) -> Any:
         if not -len(entries) <= place < len(entries):
             raise PathError(f"path '{path}': [{choice}], but there are {len(entries)} entries")
         return entries[place]
-    # A comma parts conditions only before the next `key=`: values such as "REBEL, pi_0" have some.
-    parts = re.split(r",(?=[^,=]+=)", choice)
-    wanted = dict(_condition(part, path) for part in parts)
+    wanted = _conditions(choice, path)
     found = [
         entry
         for entry in entries
@@ -99,6 +109,11 @@ def _chosen(entries: Any, choice: str, path: str) -> Any:
     if len(found) != 1:
         raise PathError(f"path '{path}': {len(found)} entries with {choice}; must be 1")
     return found[0]
+
+
+def _conditions(choice: str, path: str) -> dict[str, str]:
+    # A comma parts conditions only before the next `key=`: values such as "REBEL, pi_0" have some.
+    return dict(_condition(part, path) for part in re.split(r",(?=[^,=]+=)", choice))
 
 
 def _condition(text: str, path: str) -> tuple[str, str]:

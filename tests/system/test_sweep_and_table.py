@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from launch import strict_yaml
-from rollout.intervals import bootstrap
+from rollout.intervals import bootstrap, interquartile_mean, stratified_student, student
 from tests.system.commands import reprise
 from tests.system.leaderboard_tasks import write_tasks
 
@@ -69,6 +69,12 @@ def test_sweep_table_delete_and_sweep_again(table):
     first = values(table)
     assert [row["values"]["kl"]["paper"] for row in first["rows"]] == [1.25, None]
     assert all(len(row["values"]["kl"]["by_seed"]) == 2 for row in first["rows"])
+    for cell in (row["values"]["kl"] for row in first["rows"]):
+        mean, half = student(list(cell["by_seed"].values()))
+        assert (cell["low"], cell["high"]) == pytest.approx((mean - half, mean + half))
+    [claim] = first["claims"]  # of two seeds: one degree of freedom, and no other claim to correct
+    assert claim["degrees"] == 1.0 and claim["p"] == claim["holm_p"]
+    assert first["processors"] and first["runs"][0]["processors"] == first["processors"]
 
     # One run deleted: only it is made again, to the same numbers.
     runs = [table / run["directory"] for run in first["runs"]]
@@ -141,7 +147,12 @@ def test_strata_and_lines_of_json(table):
         f"{k}:{seed}": value for k, of in enumerate(strata) for seed, value in enumerate(of)
     }
     assert found["value"] == pytest.approx(sum(strata[0] + strata[1]) / 4)
-    assert (found["low"], found["high"]) == bootstrap(strata)
+    mean, half, degrees = stratified_student(strata)
+    assert (found["low"], found["high"]) == pytest.approx((mean - half, mean + half))
+    assert found["degrees"] == pytest.approx(degrees) and not found["bootstrapped"]
+    drawn = both["values"]["iqm"]
+    assert (drawn["low"], drawn["high"]) == bootstrap(strata, interquartile_mean)
+    assert drawn["bootstrapped"]
     middle = sorted(strata[0] + strata[1])[1:3]
     assert both["values"]["iqm"]["value"] == pytest.approx(sum(middle) / 2)
 

@@ -92,6 +92,10 @@ def test_numbers_worked_out_by_hand(config, tmp_path):
     report = replicate.compare(load(config), paths, "cells.0.return_mean")
     assert report["most_common_share"] == 0.75
     assert report["pairwise_identity"] == 0.5  # 3 of 6 pairs
+    # The most common result is chosen by looking: its share is no binomial one.
+    assert "most_common_share_ci95" not in report
+    # Without b: 1; without an a: 1/3. s^2 = 3/4 (3 (1/6)^2 + (1/2)^2) = 1/4, half 3.182 / 2 > .5.
+    assert report["pairwise_identity_ci95"] == [0.0, 1.0]
     assert report["distance_mean"] == 2.5  # 0 and 5
     assert report["largest_difference"] == 4.0
     assert report["return_mean"] == 2.5
@@ -101,6 +105,18 @@ def test_numbers_worked_out_by_hand(config, tmp_path):
         replicate.compare(load(config), paths, "cells.0.reward")
     with pytest.raises(ConfigError, match="should be a number"):
         replicate.compare(load(config), paths, "cells.0")
+
+
+def test_the_interval_of_identical_pairs_is_a_jackknife_over_runs():
+    # 40 runs, 38 alike: 703 of 780 pairs. Without a common one 666 of 741, without another 703/741.
+    low, high = replicate.identity_interval(["a"] * 38 + ["b", "c"])
+    common, other, mean = 666 / 741, 703 / 741, 703 / 780
+    spread = 38 * (common - mean) ** 2 + 2 * (other - mean) ** 2
+    half = 2.0227 * (39 / 40 * spread) ** 0.5  # t(.975, 39)
+    assert (low, high) == pytest.approx((mean - half, 1.0), abs=1e-4) and mean + half > 1
+    # All alike: twenty independent pairs refuse a share below .025^(1/20).
+    assert replicate.identity_interval(["a"] * 40) == [pytest.approx(0.025**0.05), 1.0]
+    assert replicate.identity_interval(["a", "b"]) == [0.0, pytest.approx(0.975)]
 
 
 def test_a_failed_run_is_reported_with_its_log(config, tmp_path, capsys):

@@ -33,6 +33,8 @@ def test_every_shipped_table_is_sound():
     for name in names:
         stem, table = load_table(name)
         assert stem == name and table.lines(), name
+        for claim in table.claims:  # a reason that no row shows is an opinion
+            assert not claim.reason or claim.shown_by, claim.text
 
 
 def test_rows_expand_in_order(tmp_path):
@@ -57,6 +59,47 @@ def test_rows_expand_in_order(tmp_path):
         (
             {"columns": {"kl": {"label": "K", "path": "a", "exact": True, "trials": "n"}}},
             "at most",
+        ),
+        (
+            {"columns": {"kl": {"label": "K", "path": "a", "standard_error": "s"}}},
+            "standard_error needs degrees",
+        ),
+        (
+            {"columns": {"kl": {"label": "K", "path": "a", "degrees": 3}}},
+            "degrees are those of an interval or a standard_error",
+        ),
+        (
+            {"columns": {"kl": {"label": "K", "path": "a", "interval": "i", "degrees": 0}}},
+            "degrees=0 must be at least 1",
+        ),
+        (
+            {"columns": {"kl": {"label": "K", "path": "a", "interval": "i", "degrees": "a..b"}}},
+            "path 'a..b'",
+        ),
+        (
+            {"paper_prints": False, "rows": [{"name": "a", "run": "one", "paper": {"kl": 1.0}}]},
+            "paper_prints=false, but",
+        ),
+        ({"paper_prints": False, "paper_numbers": "Table 1"}, "paper_prints=false, but"),
+        (
+            {"claims": [{"text": "c", "left": {"row": "{m}", "column": "kl"}, "relation": ">",
+                         "right": {"value": 0.0}, "each": {"m": ["REBEL", "PDFX"]}}]},
+            "claim 'c': row 'PDFX'.*nearest: 'PDFR'",
+        ),
+        (
+            {"claims": [{"text": "c", "left": {"row": "REBEL", "column": "kl"}, "relation": ">",
+                         "right": {"value": 0.0}, "each": {"m": ["REBEL"]}}]},
+            "each.m: no row or column holds {m}",
+        ),
+        (
+            {"claims": [{"text": "c", "left": {"row": "{m}", "column": "kl"}, "relation": ">",
+                         "right": {"value": 0.0}, "each": {"m": []}}]},
+            "each.m needs at least one value",
+        ),
+        (
+            {"claims": [{"text": "c", "left": {"row": "REBEL", "column": "kl"}, "relation": ">",
+                         "right": {"value": 0.0}, "shown_by": "PDFR"}]},
+            "shown_by needs the reason",
         ),
         ({"colums": {}}, "colums.*unknown key.*columns"),
         (
@@ -132,3 +175,13 @@ def test_a_column_of_one_budget_takes_its_claims_along(tmp_path):
 def test_an_unknown_table_names_the_nearest():
     with pytest.raises(ConfigError, match="did you mean 'theory_collapse'"):
         load_table("theory_colapse")
+
+
+def test_a_family_is_a_claim_about_every_cell(tmp_path):
+    side = {"row": "{m}", "column": "{c}"}
+    claim = {"text": "c", "left": side, "relation": ">", "right": {**side, "times": 0.5}}
+    claim["each"] = {"m": ["REBEL", "PDFR"], "c": ["kl"]}
+    [loaded] = load_table(write(tmp_path, claims=[claim]))[1].claims
+    cells = [(cell.left.row, cell.right.row, cell.right.column) for cell in loaded.cells()]
+    assert cells == [("REBEL", "REBEL", "kl"), ("PDFR", "PDFR", "kl")]
+    assert {cell.right.times for cell in loaded.cells()} == {0.5}
