@@ -21,9 +21,10 @@ from alignment.constrained import kkt_residual, minimize_in_ball
 from alignment.design import preferential_design
 from alignment.objectives import pair_losses
 from alignment.pairs import target_of
+from rollout import draws
 from rollout.randomness import Streams
 
-Sampler = Literal["on_policy", "offline", "design", "hybrid"]
+Sampler = Literal["on_policy", "offline", "design", "hybrid", "hybrid_pairs"]
 AnyObjective = DPO | PDFR | REBEL | RDRC
 
 
@@ -62,6 +63,11 @@ class PairTable:
         """
         return 2 * prompts[self.prompt] * self.both(policy).prod(-1)
 
+    def of_joint(self, joint: Tensor) -> Tensor:
+        """The same when (x, a) ~ joint, shape (..., prompts, responses), and b ~ joint(.|x)."""
+        marginal = joint.sum(-1)[..., self.prompt].clamp_min(1e-300)
+        return 2 * self.both(joint).prod(-1) / marginal
+
 
 @dataclass(frozen=True, eq=False)
 class Batch:
@@ -94,9 +100,8 @@ def draw(
     """
     p = probabilities.numpy()
     rest = np.maximum(1 - p.sum(axis=1, keepdims=True), 0)
-    whole = np.concatenate([p, rest], axis=1)
-    counts = generator.multinomial(size, whole / whole.sum(axis=1, keepdims=True))[:, :-1]
-    wins = generator.binomial(counts, win_probability.numpy())
+    counts = draws.multinomial(generator, size, np.concatenate([p, rest], axis=1))[:, :-1]
+    wins = draws.binomial(generator, counts, win_probability.numpy())
     return Batch(torch.from_numpy(counts).double(), torch.from_numpy(wins).double(), size)
 
 
@@ -225,12 +230,41 @@ def win_probability(bandit: Bandit, table: PairTable) -> Tensor:
     return torch.from_numpy(target_of(soft, difference, unused, unused, unused))
 
 
-def design_probabilities(bandit: Bandit, table: PairTable, tolerance: float = 0.01) -> Tensor:
-    """P(x, {a, b}) under the preferential G-optimal design; shape (pairs,)."""
+def design_of(bandit: Bandit, tolerance: float = 0.01) -> Tensor:
+    """pi^g(x, a), the preferential G-optimal design; shape (prompts, responses), sum 1."""
     features = (bandit.features @ bandit.span).numpy()
-    design = preferential_design(features, tolerance)
-    marginal, policy = map(torch.from_numpy, (design.prompt_weights, design.response_weights))
-    return table.probabilities(marginal, policy)
+    return torch.from_numpy(preferential_design(features, tolerance).joint)
+
+
+def pair_probabilities(
+    bandit: Bandit, table: PairTable, sampler: Sampler, log_policy: Tensor, design: Tensor | None
+) -> Tensor:
+    """P(x, {a, b}) in a round, shape (..., pairs).
+
+    ``hybrid`` is line 7 of Algorithm 2: prompts and *both* actions come from the mixture
+
+        pi'_k(x, a) = D(x) pi_k(a|x) / 2 + pi^g(x, a) / 2,
+
+    whose covariance is at least V(pi_k) / 2 + V(pi^g) / 2 (Lemma C.2). ``hybrid_pairs`` mixes whole
+    pairs, half of them from pi_k and half from pi^g: then the information is exactly that sum, and
+    what lies between a policy's responses and the design's is never compared.
+
+    Args:
+        bandit: the instance.
+        table: its pairs.
+        sampler: where pairs come from.
+        log_policy: ln pi_k, shape (..., prompts, responses).
+        design: pi^g, for the samplers that have it.
+    """
+    own = bandit.prompts[:, None] * log_policy.exp()
+    if design is None:
+        return table.of_joint(own)
+    if sampler == "hybrid":
+        return table.of_joint((own + design) / 2)
+    if sampler == "hybrid_pairs":
+        return (table.of_joint(own) + table.of_joint(design)) / 2
+    assert sampler == "design"
+    return table.of_joint(design).expand(*log_policy.shape[:-2], -1)
 
 
 def learn(
@@ -249,8 +283,8 @@ def learn(
         bandit: the instance.
         objective: what each round minimizes.
         sampler: where round k's pairs come from: ``on_policy`` pi_k; ``offline`` pi_0, where round
-            k fits all pairs drawn so far; ``design`` the preferential design; ``hybrid`` half pi_k
-            and half the design (Algorithm 2).
+            k fits all pairs drawn so far; ``design`` the preferential design; ``hybrid`` the
+            mixture of pi_k and the design (Algorithm 2); ``hybrid_pairs`` whole pairs of either.
         sizes: n_0, ..., n_{K-1}.
         replicas: number of copies.
         streams: randomness.
@@ -262,18 +296,12 @@ def learn(
     """
     table = PairTable.of(bandit)
     wins = win_probability(bandit, table)
-    designed = design_probabilities(bandit, table) if sampler in ("design", "hybrid") else None
+    design = None if sampler in ("on_policy", "offline") else design_of(bandit)
     theta = torch.zeros(replicas, bandit.features.shape[2], dtype=torch.float64)
     path, batch = [theta], None
     for k, size in enumerate(sizes):
-        policy = bandit.base if sampler == "offline" else bandit.log_policy(theta)
-        probabilities = table.probabilities(bandit.prompts, policy.exp())
-        if sampler == "design":
-            assert designed is not None
-            probabilities = designed
-        elif designed is not None:
-            probabilities = (probabilities + designed) / 2
-        probabilities = probabilities.expand(replicas, -1)
+        policy = bandit.log_policy(torch.zeros_like(theta) if sampler == "offline" else theta)
+        probabilities = pair_probabilities(bandit, table, sampler, policy, design)
         new = draw(probabilities, wins, size, streams.data("pairs", name, k))
         batch = new if batch is None or sampler != "offline" else batch + new
         theta = fit(bandit, table, batch, objective, theta, rewards)

@@ -13,7 +13,14 @@ from torch import Tensor
 from alignment.bandit import Bandit
 from alignment.bandit_learning import learn, objective_of
 from alignment.theory_config import Complexity, Coverage, Method, Scaling
-from alignment.theory_report import Figure, mean_interval, slope, write_table
+from alignment.theory_report import (
+    GROUPS,
+    Figure,
+    geometric_interval,
+    mean_interval,
+    slope,
+    write_table,
+)
 from rollout.randomness import Streams
 from rollout.run_dir import RunDir
 
@@ -27,9 +34,9 @@ def scaling(
 ) -> dict[str, Any]:
     """Error after K rounds against n, for each instance, reward error and method.
 
-    ``slopes``: of ln error in ln n, with 95% bootstrap intervals over replicas. ``ratio`` compares
-    offline learners with the rate of Theorem 2.2, d sqrt(C / n) for p = 1 and sqrt(d C / n) for
-    p > 1, where C is e^R or e^(2^(1-1/p) R) / d (Proposition 2.1).
+    ``slopes``: of ln error in ln n, with Student's 95% interval. Every curve's point has the error
+    over what a theorem says: ``ratio`` to the rate of Theorem 2.2 (`theta_error`), ``scaled`` to
+    that of Theorem 4.4, R sqrt(d / n) (`variance_error`).
     """
     curves: list[dict[str, Any]] = []
     slopes: list[dict[str, Any]] = []
@@ -51,38 +58,57 @@ def scaling(
                 theta = _learned(bandit, method, study, size, error, replicas, streams, name)
                 measured = bandit.errors(theta)
                 values.append(measured[study.measure].numpy())
-                mean, interval = mean_interval(values[-1])
                 kl, kl_interval = mean_interval(measured["kl"].numpy())
                 curves.append(
                     head
                     | {"pairs_per_round": size, "round": study.rounds, "seeds": replicas}
-                    | {"error_mean": mean, "error_ci95": interval}
+                    | _beside_theory(values[-1], bandit, size, study.measure)
                     | {"kl_mean": kl, "kl_ci95": kl_interval}
                     | {"theta_error_mean": float(measured["theta_error"].mean())}
-                    | {"lower_bound_rate": lower_bound_rate(bandit, size)}
                 )
                 run_dir.log(**curves[-1])
-            generator = streams.data("bootstrap", name)
-            fitted, interval = slope(study.pairs_per_round, np.array(values), generator)
+            fitted, interval, degrees = slope(study.pairs_per_round, np.array(values))
             own = curves[-len(study.pairs_per_round) :]
-            ratios = [c["error_mean"] / c["lower_bound_rate"] for c in own]
-            nearest = own[int(np.argmin(ratios))]
-            ends = [end / nearest["lower_bound_rate"] for end in nearest["error_ci95"]]
             slopes.append(
                 head
-                | {"slope": fitted, "ci95": interval, "last_error": own[-1]["error_mean"]}
-                | {"smallest_ratio": min(ratios), "largest_ratio": max(ratios)}
-                | {"smallest_ratio_ci95": ends}
+                | {"slope": fitted, "ci95": interval, "degrees": degrees, "seeds": replicas}
+                | {"last_error": own[-1]["error_mean"], "last_error_ci95": own[-1]["error_ci95"]}
+                | {
+                    key.replace(name, f"{name}_{point['pairs_per_round']}"): point[key]
+                    for point in own
+                    for name in ("ratio", "scaled")
+                    for key in (name, f"{name}_ci95")
+                    if key in point
+                }
             )
             progress.advance()
     columns = [
-        {k: v for k, v in head.items() if "ratio" not in k or study.measure == "theta_error"}
+        {key: value for key, value in head.items() if "ratio_" not in key and "scaled_" not in key}
         | {f"n = {c['pairs_per_round']}": c["error_mean"] for c in _of(curves, head)}
         for head in slopes
     ]
     write_table(run_dir.path, columns)
     _draw_scaling(curves, slopes, study, run_dir)
     return {"measure": study.measure, "slopes": slopes, "curves": curves}
+
+
+def _beside_theory(errors: np.ndarray, bandit: Bandit, size: int, measure: str) -> dict[str, Any]:
+    """Mean error and interval, and both over the rate of the theorem that is about `measure`."""
+    mean, interval = mean_interval(errors)
+    record: dict[str, Any] = {"error_mean": mean, "error_ci95": interval}
+    rates = {
+        "theta_error": ("ratio", lower_bound_rate(bandit, size)),
+        "variance_error": ("scaled", two_round_rate(bandit, size)),
+    }
+    if measure in rates:
+        name, rate = rates[measure]
+        record |= {name: mean / rate, f"{name}_ci95": [end / rate for end in interval]}
+    return record
+
+
+def two_round_rate(bandit: Bandit, size: int) -> float:
+    """R sqrt(d / n), to which Theorem 4.4 bounds the error, but for constants and logarithms."""
+    return bandit.radius * math.sqrt(bandit.span.shape[1] / size)
 
 
 def lower_bound_rate(bandit: Bandit, size: int) -> float:
@@ -159,7 +185,9 @@ def complexity(
     """Fewest pairs in all with a median L_p error of at most eps.
 
     On-policy: over all n and K tried. Offline: one round of n pairs from pi_0, n up to the largest
-    n K, read off between the sizes tried by interpolation in logarithms.
+    n K, read off between the sizes tried by interpolation in logarithms. A median over replicas is
+    no mean, and its interval no Student's: ``ratio`` and ``slope`` are taken in each of `groups`
+    equal groups of replicas, and averaged (the ratio in logarithms) with Student's interval.
     """
     objective, rounds = objective_of("dpo", bandit.gamma), study.rounds
     on: list[tuple[int, np.ndarray]] = []
@@ -180,25 +208,31 @@ def complexity(
             path = learn(bandit, objective, "offline", [size], replicas, streams, f"off {size}")
             off.append((size, bandit.errors(path)["theta_error"].numpy()[-1]))
             progress.advance()
+    groups = np.array_split(np.arange(replicas), min(GROUPS, replicas))
+    parts = [([(n, e[g]) for n, e in on], [(n, e[g]) for n, e in off]) for g in groups]
     table = []
     for eps in sorted(study.errors, reverse=True):
-        row = {"eps": eps, "on_policy": _fewest(on, eps), "offline": _crossing(off, eps)}
-        table.append(row | {"offline / on_policy": row["offline"] / row["on_policy"]})
+        row: dict[str, Any] = {"eps": eps, "on_policy": _fewest(on, eps)}
+        row["offline"] = _crossing(off, eps)
+        logs = [math.log(_crossing(second, eps) / _fewest(first, eps)) for first, second in parts]
+        row["ratio"], row["ratio_ci95"] = geometric_interval(logs)
+        table.append(row | {"groups": len(groups)})
         run_dir.log(round=len(table), **table[-1])
     # The two regimes of Corollary 3.3 meet where R^2 / eps^2 = C.
     covered = float(bandit.coverage(bandit.base))
     knee = bandit.radius / math.sqrt(covered)
     slopes = []
-    generator = streams.data("bootstrap", "complexity")
-    for name, runs, needed in (("on_policy", on, _fewest), ("offline", off, _crossing)):
+    for place, (name, needed) in enumerate((("on_policy", _fewest), ("offline", _crossing))):
         for part, kept in (
             ("eps above R/sqrt(C)", [e for e in study.errors if e >= knee]),
             ("eps below", [e for e in study.errors if e < knee]),
             ("all eps", list(study.errors)),
         ):
-            fit = _slope_of_need(runs, needed, kept, replicas, generator)
-            if fit is not None:
-                slopes.append({"method": name, "range": part, "slope": fit[0], "ci95": fit[1]})
+            fitted = [_slope_of_need(of_group[place], needed, kept) for of_group in parts]
+            if not any(map(math.isnan, fitted)):
+                mean, interval = mean_interval(np.array(fitted))
+                slopes.append({"method": name, "range": part, "slope": mean, "ci95": interval})
+                slopes[-1]["groups"] = len(groups)
     write_table(run_dir.path, table, slopes)
     figure = Figure(1)
     inverse = [1 / row["eps"] for row in table]
@@ -212,10 +246,7 @@ def complexity(
     axes.set_ylabel("pairs until the median error is eps")
     axes.legend(frameon=False, fontsize=8)
     figure.save(run_dir.path, "fewest pairs in all, over the sizes and numbers of rounds tried")
-    needs = [row["eps"] for row in table]
-    intervals = _ratio_intervals(on, off, needs, replicas, streams.data("bootstrap", "ratios"))
-    pairs = [row | {"ratio_ci95": ends} for row, ends in zip(table, intervals, strict=True)]
-    return {"pairs": pairs, "slopes": slopes, "knee": knee, "curves": _as_curves(on, off, replicas)}
+    return {"pairs": table, "slopes": slopes, "knee": knee, "curves": _as_curves(on, off, replicas)}
 
 
 def _as_curves(on: list, off: list, replicas: int) -> list[dict[str, Any]]:
@@ -241,52 +272,15 @@ def _crossing(runs: list[tuple[int, np.ndarray]], eps: float) -> float:
     return math.exp(logs[0][0]) if logs[0][1] <= aim else math.nan
 
 
-def _ratio_intervals(
-    on: list[tuple[int, np.ndarray]],
-    off: list[tuple[int, np.ndarray]],
-    errors: list[float],
-    replicas: int,
-    generator: np.random.Generator,
-) -> list[list[float]]:
-    """Bootstrap intervals, over replicas, of offline over on-policy pairs at each error.
-
-    NaN where some draw never reaches the error: the interval has no end.
-    """
-    drawn = []
-    for _ in range(200):
-        medians = []
-        for runs in (on, off):  # replicas of the two are independent
-            chosen = generator.integers(replicas, size=replicas)
-            medians.append([(size, np.median(e[chosen], keepdims=True)) for size, e in runs])
-        drawn.append([_crossing(medians[1], eps) / _fewest(medians[0], eps) for eps in errors])
-    return np.quantile(drawn, [0.025, 0.975], axis=0).T.tolist()
-
-
 def _size(run: tuple[int, np.ndarray]) -> int:
     return run[0]
 
 
-def _slope_of_need(
-    runs: list[tuple[int, np.ndarray]],
-    needed: Any,
-    errors: list[float],
-    replicas: int,
-    generator: np.random.Generator,
-) -> tuple[float, list[float]] | None:
-    """Slope of ln pairs in ln 1/eps, and its bootstrap interval over replicas."""
-
-    def fitted(chosen: np.ndarray) -> float:
-        drawn = [(size, e[chosen]) for size, e in runs]
-        points = [(-math.log(eps), needed(drawn, eps)) for eps in errors]
-        points = [(x, math.log(y)) for x, y in points if not math.isnan(y)]
-        return float(np.polyfit(*zip(*points, strict=True), 1)[0]) if len(points) > 2 else math.nan
-
-    whole = fitted(np.arange(replicas))
-    if math.isnan(whole):
-        return None
-    drawn = [fitted(generator.integers(replicas, size=replicas)) for _ in range(200)]
-    low, high = np.nanquantile(drawn, [0.025, 0.975])
-    return whole, [float(low), float(high)]
+def _slope_of_need(runs: list[tuple[int, np.ndarray]], needed: Any, errors: list[float]) -> float:
+    """Slope of ln pairs in ln 1/eps, over the errors that were reached; NaN below three."""
+    points = [(-math.log(eps), needed(runs, eps)) for eps in errors]
+    points = [(x, math.log(y)) for x, y in points if not math.isnan(y)]
+    return float(np.polyfit(*zip(*points, strict=True), 1)[0]) if len(points) > 2 else math.nan
 
 
 # -- coverage of near-uniform targets: Proposition 2.1 -------------------------------------------

@@ -15,6 +15,7 @@ from torch import Tensor
 from alignment.bandit import Bandit, dyadic, random_bandit, skewed
 from alignment.bandit_learning import AnyObjective, learn, objective_of
 from alignment.bandit_scaling import complexity, coverage, scaling
+from alignment.calibration import calibration_warning
 from alignment.function_class import network
 from alignment.theory_config import (
     BanditExperiment,
@@ -30,7 +31,13 @@ from alignment.theory_config import (
     Scaling,
     Skewed,
 )
-from alignment.theory_report import Figure, mean_interval, write_table
+from alignment.theory_report import (
+    Figure,
+    geometric_interval,
+    mean_interval,
+    quantile_interval,
+    write_table,
+)
 from rollout.randomness import Streams
 from rollout.run_dir import RunDir
 
@@ -107,6 +114,15 @@ def describe(bandit: Bandit, streams: Streams) -> dict[str, Any]:
     }
 
 
+def _warn(methods: list[Method], gamma: float, run_dir: RunDir) -> None:
+    """Say which calibrations diverge, before they do."""
+    for method in methods:
+        if method.objective == "rdrc":
+            told = calibration_warning(gamma, method.calibration * gamma)
+            if told is not None:
+                run_dir.say(f"{method.name}: {told}")
+
+
 def method_objective(method: Method, gamma: float) -> AnyObjective:
     """The settings of a method's objective."""
     return objective_of(method.objective, gamma, method.reference, method.calibration)
@@ -120,6 +136,7 @@ def rounds(
 ) -> dict[str, Any]:
     """Every method with every number of pairs: what each round leaves (Sections 3 to 5)."""
     curves: list[dict[str, Any]] = []
+    _warn(study.methods, bandit.gamma, run_dir)
     tasks = [
         (method, size)
         for method in study.methods
@@ -165,13 +182,15 @@ def measured(bandit: Bandit, theta: Tensor) -> dict[str, Any]:
     policy = log_policy.exp()
     reward = torch.einsum("rxa,xa,x->r", policy, bandit.rewards, bandit.prompts)
     entropy = -torch.einsum("rxa,rxa,x->r", policy, log_policy.clamp_min(-700), bandit.prompts)
-    kl, interval = mean_interval(errors["kl"].numpy())
-    return {
-        "kl_mean": kl,
-        "kl_ci95": interval,
+    means: dict[str, Any] = {}
+    for name, values in errors.items():
+        means[f"{name}_mean"], means[f"{name}_ci95"] = mean_interval(values.numpy())
+    q95, q95_interval, groups = quantile_interval(errors["theta_error"].numpy(), 0.95)
+    return means | {
         "kl_median": float(errors["kl"].median()),
-        **{f"{name}_mean": float(errors[name].mean()) for name in errors if name != "kl"},
-        "theta_error_q95": float(errors["theta_error"].quantile(0.95)),
+        "theta_error_q95": q95,
+        "theta_error_q95_ci95": q95_interval,
+        "groups": groups,
         "reward_mean": float(reward.mean()),
         "entropy_mean": float(entropy.mean()),
         "top_probability_mean": float(policy.amax(-1).mean()),
@@ -233,16 +252,37 @@ def regions(
     ]
     for row in table:
         run_dir.log(**row)
-    write_table(run_dir.path, table)
     curves = [
         {"method": name, "pairs_per_round": study.pairs_per_round, "round": k}
         | measured(bandit, path[k])
         | {"seeds": replicas}
+        | (region(distance[name], k, study.level) if k else {})
         for name, path in paths.items()
         for k in range(study.rounds + 1)
     ]
+    columns = ["method", "round", "radius", "distance", "distance_ci95", "shrinkage"]
+    shown = [{key: c[key] for key in columns} for c in curves if c["round"]]
+    write_table(run_dir.path, table, shown)
     _draw_regions(flat, {name: r.numpy() for name, r in radii.items()}, run_dir, study.level)
     return {"regions": table, "curves": curves}
+
+
+def region(distance: Tensor, k: int, level: float) -> dict[str, Any]:
+    """Round k: the region's radius, the mean distance, and the factor that it shrank by.
+
+    ``shrinkage`` is the geometric mean, over replicas, of distance now / distance a round ago.
+    """
+    radius, radius_interval, _ = quantile_interval(distance[k].numpy(), level)
+    mean, interval = mean_interval(distance[k].numpy())
+    factor, ends = geometric_interval((distance[k] / distance[k - 1]).log().tolist())
+    return {
+        "radius": radius,
+        "radius_ci95": radius_interval,
+        "distance": mean,
+        "distance_ci95": interval,
+        "shrinkage": factor,
+        "shrinkage_ci95": ends,
+    }
 
 
 def _draw_regions(

@@ -55,11 +55,12 @@ class Given:
     """Completions that a round takes as they are, instead of sampling them.
 
     Attributes:
-        completion_ids: for each prompt of the round its completions, or None where it samples.
+        completion_ids: for each prompt of the round its completions, each None where it is to be
+            sampled; None for all of them.
         terminated: whether each ended in EOS; shape (prompts, samples), read where they are given.
     """
 
-    completion_ids: list[list[np.ndarray] | None]
+    completion_ids: list[list[np.ndarray | None] | None]
     terminated: np.ndarray
 
 
@@ -123,7 +124,7 @@ class Collector:
         Args:
             policy: pi_k.
             prompts: the data set.
-            rows: which of its prompts, int64; none twice, but for those with given completions.
+            rows: which of its prompts, int64; one may come again, and is then sampled apart.
             store: where the round lives.
             round: its number.
             purpose: names the random streams, so that training and evaluation draw apart.
@@ -179,35 +180,46 @@ class Collector:
         assert self.initial is not None and self.reward is not None
         n, rows = self.sampling.samples_per_prompt, all_rows[part]
         ids = [prompts.ids[row] for row in rows]
-        fixed = [None] * len(all_rows) if given is None else given.completion_ids
-        to_sample = [i for i, at in enumerate(part) if fixed[at] is None]
+        nothing: list[list[np.ndarray | None]] = [[None] * n] * len(all_rows)
+        fixed = [
+            none if taken is None else taken
+            for none, taken in zip(nothing, given.completion_ids if given else nothing, strict=True)
+        ]
+        keys, again = stream_keys(all_rows, len(prompts))
+        to_sample = [i for i, at in enumerate(part) if any(one is None for one in fixed[at])]
         sampled = sample(
             [ids[i] for i in to_sample],
             self.sampling,
             self.streams,
             round_index=round,
             eos_ids=eos_ids(policy, self.tokenizer),
-            prompt_index=rows[to_sample],
+            prompt_index=keys[part][to_sample],
             stream=f"{purpose} tokens",
         )
         completion_ids, terminated = sampled.completion_ids, sampled.terminated
         sampler_logprobs = sampled.logprobs
-        # A prompt draws its label once a round; given pairs may share a prompt, so they draw by
-        # their place.
-        labels = [self.streams.data(f"{purpose} labels", round, int(row)) for row in rows]
+        # A prompt draws its label once a round; with given completions, or again, by its place.
+        by_place = [again[at] or any(one is not None for one in fixed[at]) for at in part]
+        labels = [
+            self.streams.data(f"{purpose} given labels", round, at)
+            if placed
+            else self.streams.data(f"{purpose} labels", round, int(row))
+            for row, at, placed in zip(rows, part, by_place, strict=True)
+        ]
         if given is not None:
             own = dict(zip(to_sample, completion_ids, strict=True))
-            ended = np.array(given.terminated[part])
+            is_given = np.array([[one is not None for one in fixed[at]] for at in part])
+            ended = np.zeros_like(is_given)
             ended[to_sample] = terminated
+            terminated = np.where(is_given, given.terminated[part], ended)
             if sampler_logprobs is not None:
                 own_logprobs, sampler_logprobs = sampler_logprobs, np.full_like(ended, np.nan, "f4")
                 sampler_logprobs[to_sample] = own_logprobs
-            completion_ids, terminated = [], ended
-            for i, at in enumerate(part):
-                taken = fixed[at]
-                completion_ids.append(own[i] if taken is None else taken)
-                if taken is not None:
-                    labels[i] = self.streams.data(f"{purpose} given labels", round, at)
+                sampler_logprobs[is_given] = np.nan
+            completion_ids = [
+                [own[i][j] if one is None else one for j, one in enumerate(fixed[at])]
+                for i, at in enumerate(part)
+            ]
         repeated = [prompt for prompt in ids for _ in range(n)]
         flat = [completion for samples in completion_ids for completion in samples]
         conversations = [prompts.conversations[row] for row in rows for _ in range(n)]
@@ -254,6 +266,16 @@ def eos_ids(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list
     configured = policy.generation_config.eos_token_id if policy.generation_config else None
     ids = configured if isinstance(configured, list) else [configured]
     return sorted({tokenizer.eos_token_id, *(token for token in ids if token is not None)})
+
+
+def stream_keys(rows: np.ndarray, prompts: int) -> tuple[np.ndarray, np.ndarray]:
+    """Keys of the random streams of a round's prompts, no two alike, and which come again.
+
+    The key of a prompt is its row; where the row occurred before, `prompts` + its place.
+    """
+    again = np.ones(len(rows), dtype=bool)
+    again[np.unique(rows, return_index=True)[1]] = False
+    return np.where(again, prompts + np.arange(len(rows)), rows), again
 
 
 def rows_of_round(prompts: int, sizes: list[int], round: int, streams: Streams) -> np.ndarray:

@@ -5,6 +5,8 @@ No torch in this file: `reprise --dry-run` checks a config in well under two sec
 
 from __future__ import annotations
 
+from fractions import Fraction
+from math import floor
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, model_validator
@@ -237,22 +239,26 @@ class RoundSizes(Settings):
     decay: float = Field(gt=0, le=1, description="eta^alpha, the factor from round to round")
     last: int | None = Field(None, ge=1, description="n_{K-1}; null: what decay makes of it")
 
-    def size(self, round: int, rounds: int, least: int) -> int:
-        """n_k, at least `least`."""
-        if self.last is not None and round == rounds - 1:
-            return self.last
-        return max(least, int(self.first * self.decay**round + 0.5))
+    def sizes(self, rounds: int, least: int = 1) -> list[int]:
+        """n_0, ..., n_{K-1}, each at least `least`; halves are rounded up.
+
+        In fractions, with `decay` as it was typed: .1 squared is a hundredth here.
+        """
+        decay = Fraction(str(self.decay))
+        whole = [floor(self.first * decay**k + Fraction(1, 2)) for k in range(rounds)]
+        sizes = [max(least, size) for size in whole]
+        return sizes if self.last is None else [*sizes[: rounds - 1], self.last]
 
 
 class HybridDesign(Settings):
-    """Part of every round from a preferential G-optimal design (Algorithm 2).
+    """Both actions of every pair from a mixture of pi_k and a G-optimal design (Algorithm 2).
 
     The design is over `prompts` prompts and `candidates` responses of pi_0 to each, with pi_0's
     last hidden layer, averaged over the completion and projected, as features. It is made once,
     before training, without the reward model.
     """
 
-    share: float = Field(0.5, gt=0, lt=1, description="share of each round's pairs")
+    share: float = Field(0.5, gt=0, lt=1, description="weight of the design in the mixture")
     prompts: int = Field(256, ge=1, description="prompts that the design chooses from")
     candidates: int = Field(8, ge=2, description="responses to each that it chooses from")
     dimension: int = Field(16, ge=1, description="d, features after the projection")
@@ -356,7 +362,7 @@ class _Alignment(Experiment):
         """Number of prompts n_k of round `round`; None for all."""
         sizes = self.prompts_per_round
         if isinstance(sizes, RoundSizes):
-            return sizes.size(round, self.rounds, self.batch_size)
+            return sizes.sizes(self.rounds, self.batch_size)[round]
         return sizes[round] if isinstance(sizes, list) else sizes
 
 
@@ -366,7 +372,7 @@ class OnPolicy(_Alignment):
     experiment: Literal["alignment.on_policy"]
     epochs: int = Field(1, ge=1, description="passes over D_k in each round")
     design: HybridDesign | None = Field(
-        None, description="the hybrid sampler: half of each round from an optimal design"
+        None, description="the hybrid sampler: pi_k mixed with an optimal design"
     )
 
     @model_validator(mode="after")

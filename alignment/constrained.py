@@ -8,6 +8,10 @@ quadratic where the constraint binds. For p = 2 the model's minimizer is explici
 (its secular equation); for p = 1 and infinity the ball is a polytope and an interior-point method
 finds it in some twenty small linear solves; for p in between, reweighted least squares.
 
+Where pairs leave a direction open (a response that no pair drew), the minimizers are many. Taken
+is the one nearest to the start: what no pair speaks of stays as it was. Left to the solver's
+rounding it would differ between processors, and all that is sampled afterwards with it.
+
 The trap: on separable data the unconstrained likelihood has no minimizer at all. Only the ball
 makes the estimator of 2601.08421 (Proposition 3.1) exist there.
 """
@@ -44,17 +48,19 @@ def minimize_in_ball(
         max_steps: Newton steps before giving up.
 
     Returns:
-        The minimizers, shape (problems, d). Directions without curvature keep the start's value.
+        The minimizers, shape (problems, d). Directions without curvature keep the start's value, or
+        as much of it as the ball has room for.
 
     Raises:
         ArithmeticError: not solved to the tolerance.
     """
     theta = project(start, radius, norm)
-    which = torch.arange(len(theta))
+    origin, which = theta.clone(), torch.arange(len(theta))
     for _ in range(max_steps):
         here = theta[which]
         value, gradient, hessian = derivatives(here, which)
-        step = _minimize_model(here, gradient, hessian, radius, norm) - here
+        model = _minimize_model(here, gradient, hessian, origin[which], radius, norm)
+        step = model - here
         slope = (gradient * step).sum(1)
         size = torch.ones_like(value)
         # Rounding of the value is all that is left of a slope this small: take the step.
@@ -76,7 +82,7 @@ def minimize_in_ball(
         which = which[bent | (-slope > torch.maximum(rounding, tolerance**2 * largest))]
         if not len(which):
             assert bool(torch.isfinite(theta).all())
-            return theta
+            return theta if norm == 2 else _nearest(theta, origin, derivatives, radius, norm)
     raise ArithmeticError(
         f"{len(which)} of {len(theta)} problems unsolved after {max_steps} Newton steps"
     )
@@ -130,16 +136,17 @@ def _shrink(size: Tensor, radius: float, norm: float) -> Tensor:
 
 
 def _minimize_model(
-    here: Tensor, gradient: Tensor, hessian: Tensor, radius: float, norm: float
+    here: Tensor, gradient: Tensor, hessian: Tensor, origin: Tensor, radius: float, norm: float
 ) -> Tensor:
-    """argmin over z in the ball of g.(z - here) + (z - here)' H (z - here) / 2."""
-    values, vectors = torch.linalg.eigh(hessian)
-    values = values.clamp_min(0)
-    floor = 1e-13 * values[:, -1:].clamp_min(1e-300)
-    flat = values <= floor  # no curvature: stay where we are
+    """argmin over z in the ball of g.(z - here) + (z - here)' H (z - here) / 2.
+
+    Of many minimizers, the one nearest to `origin` (p = 2, and wherever the ball does not bind).
+    """
+    values, vectors, flat = _spectrum(hessian)  # no curvature: stay where it began
     slope = (vectors.transpose(1, 2) @ gradient[:, :, None])[:, :, 0]
     start = (vectors.transpose(1, 2) @ here[:, :, None])[:, :, 0]
-    newton = start - torch.where(flat, 0.0, slope / torch.where(flat, 1.0, values))
+    began = (vectors.transpose(1, 2) @ origin[:, :, None])[:, :, 0]
+    newton = torch.where(flat, began, start - slope / torch.where(flat, 1.0, values))
     free = (vectors @ newton[:, :, None])[:, :, 0]
     outside = torch.linalg.vector_norm(free, norm, dim=1) > radius * (1 + 1e-12)
     if not bool(outside.any()):
@@ -147,7 +154,7 @@ def _minimize_model(
     result = free.clone()
     o = outside
     if norm == 2:
-        middle = _secular(values[o], (values * newton)[o], radius)
+        middle = _in_sphere(values[o], newton[o], flat[o], radius)
         result[o] = (vectors[o] @ middle[:, :, None])[:, :, 0]
         return result
     linear = (hessian[o] @ here[o][:, :, None])[:, :, 0] - gradient[o]
@@ -156,6 +163,54 @@ def _minimize_model(
     else:
         result[o] = _reweighted(hessian[o], linear, here[o], radius, norm)
     return result
+
+
+def _spectrum(hessian: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Eigenvalues, eigenvectors, and which are 0 but for rounding."""
+    values, vectors = torch.linalg.eigh(hessian)
+    values = values.clamp_min(0)
+    return values, vectors, values <= 1e-13 * values[:, -1:].clamp_min(1e-300)
+
+
+def _nearest(
+    theta: Tensor, origin: Tensor, derivatives: Derivatives, radius: float, norm: float
+) -> Tensor:
+    """Of the minimizers, theta + directions without curvature, the one nearest to `origin`.
+
+    Dykstra's projections onto that plane and the ball in turn, from `origin` on; where the plane's
+    own nearest point lies in the ball, it is the first.
+    """
+    _, vectors, flat = _spectrum(derivatives(theta, torch.arange(len(theta)))[2])
+    open_ = vectors * flat[:, None]
+    onto = open_ @ open_.transpose(1, 2)
+
+    def in_plane(point: Tensor) -> Tensor:
+        return theta + (onto @ (point - theta)[:, :, None])[:, :, 0]
+
+    point, surplus = in_plane(origin), torch.zeros_like(theta)
+    for _ in range(2000):
+        inside = project(point + surplus, radius, norm)
+        surplus = point + surplus - inside
+        moved = in_plane(inside)
+        change = float((moved - point).abs().max())
+        point = moved
+        if change <= 1e-13 * (1 + radius):
+            break
+    return project(point, radius, norm)
+
+
+def _in_sphere(values: Tensor, newton: Tensor, flat: Tensor, radius: float) -> Tensor:
+    """The same for p = 2, in the eigenbasis: the flat part takes the room that the rest leaves."""
+    curved = torch.where(flat, 0.0, newton)
+    binds = curved.norm(dim=1) > radius
+    if bool(binds.any()):
+        kept = torch.where(flat, 1.0, values)[binds]
+        curved[binds] = _secular(kept, kept * curved[binds], radius)
+    room = (radius**2 - curved.square().sum(1, keepdim=True)).clamp_min(0).sqrt()
+    room = torch.where(binds[:, None], 0.0, room)
+    beside = torch.where(flat, newton, 0.0)
+    length = beside.norm(dim=1, keepdim=True)
+    return curved + beside * (room / length.clamp_min(1e-300)).clamp_max(1)
 
 
 def _secular(values: Tensor, linear: Tensor, radius: float) -> Tensor:

@@ -122,9 +122,8 @@ def network(
                 )
                 run_dir.log(**curves[-1])
                 progress.advance()
-            generator = streams.data("bootstrap", name)
-            fitted, interval = slope(study.pairs_per_round, np.array(errors), generator)
-            slopes.append({"method": name, "slope": fitted, "ci95": interval})
+            fitted, interval, degrees = slope(study.pairs_per_round, np.array(errors))
+            slopes.append({"method": name, "slope": fitted, "ci95": interval, "degrees": degrees})
     table = [
         row
         | {

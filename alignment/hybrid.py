@@ -1,9 +1,16 @@
-"""The hybrid sampler: part of each round from a preferential G-optimal design (Algorithm 2).
+r"""The hybrid sampler: on-policy mixed with a preferential G-optimal design (Algorithm 2).
 
-The paper's pi^g is over all prompts and all responses. Of a language model's responses we take a
-handful of pi_0's own samples for each of some prompts, so that the design stays near what the model
-can say; which of them to compare is then the design's choice. It is made before training, needs no
-reward, and is a file of the run: a resumed run reads it back.
+    (x, a) ~ pi'_k(x, a) = (1 - s) D(x) pi_k(a|x) + s pi^g(x, a),      s = 1/2 in the paper,
+
+and a second action from the same pi'_k(.|x) (line 7): of a pair, either, both or none of the two
+may be the design's. For a prompt x each action is the design's with probability
+
+    w(x) = s mu(x) / (s mu(x) + (1 - s) D(x)),      pi^g(x, a) = mu(x) pi^cg(a|x),
+
+independently of the other. The paper's pi^g is over all prompts and all responses. Of a language
+model's responses we take a handful of pi_0's own samples for each of some prompts, so that the
+design stays near what the model can say; which of them to compare is then the design's choice. It
+is made before training, needs no reward, and is a file of the run: a resumed run reads it back.
 """
 
 from __future__ import annotations
@@ -19,6 +26,7 @@ from alignment.collect import Collector, Given, Prompts, eos_ids
 from alignment.config import HybridDesign
 from alignment.design import preferential_design
 from alignment.features import bounded, hidden_features, projection
+from rollout.draws import binomial, categorical
 from rollout.files import write_bytes
 from rollout.run_dir import RunDir
 
@@ -53,37 +61,62 @@ class DesignedPairs:
         return self.tokens[end - int(self.lengths[prompt, response]) : end]
 
     def append(
-        self, rows: np.ndarray, count: int, generator: np.random.Generator
+        self,
+        rows: np.ndarray,
+        count: int,
+        prompts: int,
+        generator: np.random.Generator,
     ) -> tuple[np.ndarray, Given]:
-        """Draw `count` pairs x ~ mu^g_X, a1, a2 ~ pi^cg(x), and put them after `rows`.
+        """Put `count` prompts x ~ mu^g_X after `rows`, and draw whose each action is.
+
+        Args:
+            rows: prompts drawn from D.
+            count: how many to add: the share s of all.
+            prompts: size of the data set, D(x) = 1 / prompts.
+            generator: randomness.
 
         Returns:
             The prompts of the round, and the completions of those that are not to be sampled.
         """
-        x = generator.choice(len(self.rows), size=count, p=self.prompt_weights)
-        ends = self.response_weights[x].cumsum(axis=1)
-        uniforms = generator.random((count, 2))
-        pairs = (uniforms[:, :, None] >= ends[:, None, :-1]).sum(axis=2)
-        drawn = [[self.candidate(i, a) for a in pair] for i, pair in zip(x, pairs, strict=True)]
-        ended = np.zeros((len(rows) + count, 2), dtype=bool)
-        ended[len(rows) :] = self.terminated[x[:, None], pairs]
-        return np.concatenate([rows, self.rows[x]]), Given([None] * len(rows) + drawn, ended)
+        drawn = self.rows[categorical(generator, self.prompt_weights, count)]
+        all_rows, share = np.concatenate([rows, drawn]), count / (len(rows) + count)
+        place = {int(row): x for x, row in enumerate(self.rows)}
+        x = np.array([place.get(int(row), -1) for row in all_rows])
+        weight = np.where(x < 0, 0.0, share * self.prompt_weights[x])
+        weight = weight / (weight + (1 - share) / prompts)
+        shape = len(all_rows), 2
+        from_design = binomial(generator, np.ones(shape, int), weight[:, None]).astype(bool)
+        responses = np.stack(
+            [categorical(generator, self.response_weights[x]) for _ in range(2)], axis=1
+        )
+        given: list[list[np.ndarray | None] | None] = [
+            [self.candidate(i, a) if own else None for a, own in zip(pair, mask, strict=True)]
+            if mask.any()
+            else None
+            for i, pair, mask in zip(x, responses, from_design, strict=True)
+        ]
+        return all_rows, Given(given, self.terminated[x[:, None], responses] & from_design)
+
+    def untouched(self, rows: np.ndarray) -> np.ndarray:
+        """Which of `rows` are prompts that the design never draws: wholly pi_k's; bool."""
+        return ~np.isin(rows, self.rows[self.prompt_weights > 0])
 
 
 def designed_pairs(
     settings: HybridDesign,
     collector: Collector,
-    initial: PreTrainedModel,
+    initial: PreTrainedModel | None,
     prompts: Prompts,
     run_dir: RunDir,
 ) -> DesignedPairs:
-    """Make the design, or read it back.
+    """Make the design, or read it back: then `initial` may be None.
 
     Raises:
         ValueError: fewer prompts than asked for, or features that do not span.
     """
     file = run_dir.path / FILE
     if run_dir.is_main and not file.exists():
+        assert initial is not None
         made = _make(settings, collector, initial, prompts, run_dir)
         buffer = io.BytesIO()
         np.savez(buffer, **vars(made))

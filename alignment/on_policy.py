@@ -114,10 +114,9 @@ class _Loop:
         self.sampled = self.sizes
         if isinstance(config, OnPolicy) and config.design is not None:
             self.sampled = [n - round(config.design.share * n) for n in self.sizes]
-            if self.initial is not None:
-                self.design = designed_pairs(
-                    config.design, self.collector, self.initial, self.train_prompts, run_dir
-                )
+            self.design = designed_pairs(
+                config.design, self.collector, self.initial, self.train_prompts, run_dir
+            )
         self.policy = self._policy_of(self.first_round)
         remove_update_checkpoints(run_dir, through=self.first_round)
         # The next phase of the same command continues, but nothing was interrupted.
@@ -152,12 +151,12 @@ class _Loop:
             completions = store.read(self.config.replay_round).data
         else:
             source = self._source(k)
-            # Sampled from pi_k; with a design, only the first part of the round.
+            # Prompts of D; with a design, only the first part of the round.
             rows = rows_of_round(len(self.train_prompts), self.sampled, source, self.streams)
             given = None
             if self.design is not None:
-                count = self.sizes[k] - self.sampled[k]
-                rows, given = self.design.append(rows, count, self.streams.data("design", k))
+                count, draw = self.sizes[k] - self.sampled[k], self.streams.data("design", k)
+                rows, given = self.design.append(rows, count, len(self.train_prompts), draw)
             completions = self.collector.collect(
                 self.policy, self.train_prompts, rows, self.rounds, source, "collect", given
             )
@@ -199,10 +198,14 @@ class _Loop:
         both = list(pairs.prompt_ids) * 2, [*pairs.first_ids, *pairs.second_ids]
         logprobs = self.collector.score(self.policy, *both).reshape(2, -1).T
         soft = config.objective.name in ("dpo", "pdfr")
-        # What they estimate are means under pi_k, which the design's pairs do not come from.
-        own = np.arange(len(pairs) if self.sampled is self.sizes else self.sampled[k])
-        of_data = data_diagnostics(completions.take(own), pairs.take(own))
-        of_update = update_diagnostics(pairs.take(own), targets.take(own), logprobs[own], soft)
+        # What they estimate are means under pi_k: over prompts of D that the design never draws.
+        own = np.arange(len(pairs) if self.design is None else self.sampled[k])
+        if self.design is not None:
+            own = own[self.design.untouched(completions.prompt_index[own])]
+        of_data, of_update = {}, {}
+        if len(own):
+            of_data = data_diagnostics(completions.take(own), pairs.take(own))
+            of_update = update_diagnostics(pairs.take(own), targets.take(own), logprobs[own], soft)
         self.run_dir.log(
             round=k + 1,
             optimizer_steps=steps,
@@ -365,9 +368,8 @@ class _Loop:
         if self.config.lora is not None:
             return self._adapted_policy_of(k)
         if k == 0:
-            if self.initial is None:
-                return self._load(self.config.policy)
-            return copy.deepcopy(self.initial)
+            made = self.initial is not None
+            return copy.deepcopy(self.initial) if made else self._load(self.config.policy)
         self.run_dir.say(f"continuing after round {k}")
         return self._load(str(self.run_dir.checkpoints / POLICY_OF_ROUND.format(k)))
 

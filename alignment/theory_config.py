@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from alignment.config import Experiment
+from alignment.config import Experiment, RoundSizes
 from rollout.settings import Settings
 
 PairCount = Annotated[int, Field(ge=1)]
@@ -56,19 +56,6 @@ Instance = Annotated[Skewed | Random | Dyadic, Field(discriminator="kind")]
 # -- methods -------------------------------------------------------------------------------------
 
 
-class Schedule(Settings):
-    """Round sizes of Corollary 3.6: first * decay^k, and a last round of `last` pairs."""
-
-    first: int = Field(ge=1, description="n_i, pairs of the first round")
-    decay: float = Field(gt=0, le=1, description="eta^alpha, the factor from round to round")
-    last: int | None = Field(None, ge=1, description="n_f, pairs of the last round; null: go on")
-
-    def sizes(self, rounds: int) -> list[int]:
-        """n_0, ..., n_{K-1}, each at least 1."""
-        sizes = [max(1, round(self.first * self.decay**k)) for k in range(rounds)]
-        return sizes if self.last is None else [*sizes[: rounds - 1], self.last]
-
-
 class Method(Settings):
     """One learner: what it minimizes, and where its pairs come from."""
 
@@ -78,11 +65,12 @@ class Method(Settings):
         "initial", description="pi_0 or pi_k in y (RDRC has pi_k)"
     )
     calibration: float = Field(1.0, ge=0, description="gamma_c / gamma (RDRC)")
-    sampler: Literal["on_policy", "offline", "design", "hybrid"] = Field(
+    sampler: Literal["on_policy", "offline", "design", "hybrid", "hybrid_pairs"] = Field(
         "on_policy",
-        description="pi_k; pi_0, all pairs so far; the design; or half pi_k, half the design",
+        description="pi_k; pi_0, all pairs so far; the design; both actions from the mixture of "
+        "pi_k and the design (Algorithm 2); or whole pairs of either",
     )
-    schedule: Schedule | None = Field(None, description="round sizes of its own")
+    schedule: RoundSizes | None = Field(None, description="round sizes of its own")
 
 
 # -- studies -------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import numpy as np
 
 from rollout import figures
 from rollout.files import write_text
+from rollout.intervals import student, student_half, variance_of, welch_degrees
 
 COLOURS = (*figures.COLOURS, "#000000")  # a sweep may have seven curves
 MARKERS = figures.MARKERS + "X"
@@ -18,36 +19,57 @@ MARKERS = figures.MARKERS + "X"
 
 def mean_interval(values: np.ndarray) -> tuple[float, list[float]]:
     """Mean over replicas and its 95% interval by Student's t."""
-    from scipy import stats
-
-    mean = float(values.mean())
-    half = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
+    mean, half = student(values)
     return mean, [mean - half, mean + half]
 
 
-def slope(
-    x: Sequence[float], values: np.ndarray, generator: np.random.Generator, resamples: int = 400
-) -> tuple[float, list[float]]:
-    """Least-squares slope of ln(mean over replicas) in ln x, and its 95% bootstrap interval.
+def slope(x: Sequence[float], values: np.ndarray) -> tuple[float, list[float], float]:
+    r"""Least-squares slope of ln(mean over replicas) in ln x, its 95% interval, and its degrees.
+
+        slope = sum_i w_i ln m_i,    w_i = (ln x_i - mean) / sum_j (ln x_j - mean)^2
+
+    The positions' replicas are drawn apart, so that s^2 = sum_i w_i^2 s_i^2, with s_i of ln m_i by
+    the jackknife over replicas; Student's quantile with Welch's degrees of freedom.
 
     Args:
         x: positions, > 0.
         values: shape (positions, replicas), > 0 on average.
-        generator: draws the replicas of each resample.
-        resamples: bootstrap resamples; the replicas of each position are drawn apart.
     """
-    logs = np.log(np.asarray(x, dtype=float))
+    centred = np.log(np.asarray(x, dtype=float))
+    centred = centred - centred.mean()
+    weights = (centred / np.square(centred).sum()).tolist()
+    logs, errors = [], []
+    for row in values:
+        count, total = len(row), math.fsum(row.tolist())
+        without = np.log((total - row) / (count - 1))
+        logs.append(math.log(total / count))
+        errors.append((count - 1) * math.sqrt(variance_of(without) / count))
+    fitted = math.fsum(w * y for w, y in zip(weights, logs, strict=True))
+    parts = [abs(w) * error for w, error in zip(weights, errors, strict=True)]
+    degrees = welch_degrees(parts, [values.shape[1] - 1] * len(parts))
+    half = student_half(math.hypot(*parts), degrees)
+    return fitted, [fitted - half, fitted + half], degrees
 
-    def fitted(means: np.ndarray) -> float:
-        return float(np.polyfit(logs, np.log(means), 1)[0])
 
-    rows = np.arange(len(values))[:, None]
-    drawn = [
-        fitted(values[rows, generator.integers(values.shape[1], size=values.shape)].mean(axis=1))
-        for _ in range(resamples)
-    ]
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return fitted(values.mean(axis=1)), [float(low), float(high)]
+def geometric_interval(logs: Sequence[float]) -> tuple[float, list[float]]:
+    """exp of the mean of logarithms, and of its 95% interval by Student's t; NaN if one is."""
+    mean, half = student(logs)
+    return math.exp(mean), [math.exp(mean - half), math.exp(mean + half)]
+
+
+GROUPS = 10  # of replicas, behind the interval of what is no mean
+
+
+def quantile_interval(values: np.ndarray, level: float) -> tuple[float, list[float], int]:
+    """Quantile over replicas, a 95% interval, and the number of groups behind it.
+
+    The quantile is taken in each of ten equal groups of replicas too: their Student's half-width,
+    around the quantile of all.
+    """
+    groups = np.array_split(np.asarray(values), min(GROUPS, len(values)))
+    whole = float(np.quantile(values, level))
+    _, half = student([float(np.quantile(group, level)) for group in groups])
+    return whole, [whole - half, whole + half], len(groups)
 
 
 def markdown(rows: Iterable[dict[str, Any]]) -> str:

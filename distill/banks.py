@@ -50,6 +50,11 @@ class Bank:
         start = step % turns * minibatch
         return self.part(start, count if step % turns == turns - 1 else start + minibatch)
 
+    def difference(self, batch: Batch, gamma: float) -> torch.Tensor:
+        """(L_on - L_on_train, L_end - L_end_train), [2, G, K]: what Algorithm 2 squares."""
+        on, end = bellman_losses(self.networks, self.scales, batch, gamma)
+        return torch.stack([on - self.on, end - self.end])
+
     def error(self, batch: Batch, gamma: float) -> torch.Tensor:
         """Relative errors (L_on / L_on_train - 1, L_end / L_end_train - 1), [2, G, K]."""
         on, end = bellman_losses(self.networks, self.scales, batch, gamma)

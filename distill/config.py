@@ -179,6 +179,11 @@ class Distillation(Settings):
         description="free: displacements s' - s are optimized too; dynamics: they follow the "
         "states by a quadratic model of the training set",
     )
+    loss: Literal["huber", "squared"] = Field(
+        "huber",
+        description="losses: squared: sum_j (L_syn_j - L_train_j)^2, as Algorithm 2 prints it; "
+        "huber: Huber's function of the relative errors L_syn_j / L_train_j - 1",
+    )
     learn_rewards: bool = Field(False, description="optimize rewards too")
     start: Literal["stratified", "medoids"] = Field(
         "stratified",
@@ -218,7 +223,12 @@ class DistillOfflineRL(Settings):
         ["replay", "mixed", "random"], min_length=1, description="training sets; see distill.data"
     )
     data_size: int = Field(4000, ge=20, description="n, transitions of a training set")
-    data_seed: int = Field(0, ge=0, description="seed of the training sets")
+    data_seeds: list[Annotated[int, Field(ge=0)]] = Field(
+        [0],
+        min_length=1,
+        description="a training set of each kind for each of these seeds; intervals of what is "
+        "averaged over sets are over sets",
+    )
     sizes: list[Annotated[int, Field(ge=2)]] = Field(
         [50, 100, 200], min_length=1, description="N, points of a distilled set"
     )
@@ -238,11 +248,79 @@ class DistillOfflineRL(Settings):
     downstream: Downstream = Downstream()
     transfer: list[Architecture] = Field(
         default_factory=list,
-        description="further downstream networks, on the first size's sets: stratified, start and "
-        "distilled with the last of `predictors`",
+        description="further downstream networks, on the sets of the first size and data seed: "
+        "stratified, start and distilled with the last of `predictors`",
     )
     d3rlpy_steps: int = Field(
         0, ge=0, description="gradient steps of d3rlpy's DQN on the first cell; 0: without it"
     )
     episodes: int = Field(10, ge=1, description="episodes behind a return")
     held_out: int = Field(100, ge=1, description="predictors never used, for the Bellman error")
+
+    @model_validator(mode="after")
+    def _each_training_set_once(self) -> DistillOfflineRL:
+        for key in ("data", "data_seeds"):
+            given = getattr(self, key)
+            if len(set(given)) < len(given):
+                raise ValueError(f"{key}={given}: each may be given once; remove the repeated")
+        if self.distillation.match == "backups" and self.distillation.loss == "squared":
+            raise ValueError(
+                "distillation.loss=squared with distillation.match=backups: it says how Bellman "
+                "losses differ; set distillation.match to losses, or remove distillation.loss"
+            )
+        return self
+
+
+# -- the decomposable case -------------------------------------------------------------------------
+
+Features = Literal["linear", "rbf", "mlp"]
+Arm = Literal["decomposable", "unconstrained", "joint", "terminated"]
+
+
+class DistillDecomposable(Settings):
+    """The convex case of Algorithm 2: how many predictors a decomposable feature map needs."""
+
+    experiment: Literal["distill.decomposable"]
+    seed: int = Field(0, ge=0, description="seed of the systems, features, predictors, candidates")
+    needs: list[str] = Field(
+        default_factory=list, description="configs whose runs this one uses; made first if missing"
+    )
+    environment: Literal["synthetic", "CartPole-v1", "MountainCar-v0", "Acrobot-v1"] = Field(
+        "synthetic", description="a random system for each trial, or Gymnasium's name"
+    )
+    data: Literal["replay", "mixed", "random"] = Field(
+        "random", description="training set of an environment; see distill.data"
+    )
+    data_size: int = Field(4000, ge=20, description="n, transitions of a training set")
+    data_seed: int = Field(0, ge=0, description="seed of an environment's training set")
+    actions: int = Field(3, ge=2, description="A, of a synthetic system")
+    gamma: float = Field(0.9, ge=0, lt=1, description="discount")
+    features: list[Features] = Field(["linear", "rbf", "mlp"], min_length=1, description="phi")
+    dimensions: list[Count] = Field(
+        [2, 4, 8], min_length=1, description="d of phi; q = d + 1, threshold t = q(q+1)/2"
+    )
+    arms: list[Arm] = Field(
+        ["decomposable", "unconstrained", "joint", "terminated"],
+        min_length=1,
+        description="decomposable: phi1(s) + phi2(a) under the moment constraint (Theorem 4.4); "
+        "unconstrained: without it; joint: phi(s, a) that does not decompose; terminated: "
+        "decomposable, terminated transitions",
+    )
+    multiples: list[Annotated[float, Field(gt=0)]] = Field(
+        [0.5, 0.75, 2.0, 4.0],
+        description="k over t, beside t - q, t - 1, t and t + q; rounded up",
+    )
+    room: float = Field(
+        4.0, ge=1, description="candidate transitions, over the equations t + q + moments"
+    )
+    trials: int = Field(5, ge=2, description="draws of everything")
+    held_out: int = Field(500, ge=1, description="predictors never used, for the error")
+    tolerance: float = Field(
+        1e-8, gt=0, description="held-out error that counts as matched, in every trial"
+    )
+    hull: list[Annotated[float, Field(ge=1)]] = Field(
+        [1.0, 1.5, 2.0, 3.0, 4.0, 64.0],
+        min_length=1,
+        description="candidates over equations, where feasibility of the constraint is counted",
+    )
+    hull_draws: int = Field(50, ge=2, description="random candidate sets behind that share")

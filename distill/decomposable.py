@@ -23,9 +23,14 @@ s here, so what is kept are the losses, not a control policy.
 
 from __future__ import annotations
 
+import math
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
+
+ROUNDING = 1e-6  # of the largest singular value: what float32 observations cannot tell from 0
+MOVES = 30  # of polishing, at most
 
 
 @dataclass(frozen=True)
@@ -71,9 +76,104 @@ def predictors_needed(q: int) -> int:
 
 
 def points_needed(full: Linear) -> int:
-    """Rank of the constrained moments with a one: fewer points cannot have their mean."""
-    one = np.ones((len(full.moments), 1))
-    return int(np.linalg.matrix_rank(np.column_stack([one, full.moments])))
+    """Independent moments and one for the weights' sum: fewer points cannot have their mean."""
+    return equations(full.moments).shape[1] + 1
+
+
+def standardized(moments: np.ndarray) -> np.ndarray:
+    """Moments [N, c] less their means, in units of their deviations: the constraint wants 0."""
+    deviation = moments.std(0)
+    return (moments - moments.mean(0)) / np.where(deviation > 1e-12, deviation, 1.0)
+
+
+def equations(moments: np.ndarray) -> np.ndarray:
+    """Independent directions of the moments, [N, rank] of mean 0 and variance 1.
+
+    The trap: where s' is linear in s (CartPole's x' = x + tau v) some direction of (phi1(s),
+    phi1(s')) is nothing but float32's rounding, below 1e-6 of the largest. As an equation it would
+    be met by no weights.
+    """
+    left, values, _ = np.linalg.svd(standardized(moments), full_matrices=False)
+    return left[:, values > ROUNDING * values[0]] * math.sqrt(len(moments))
+
+
+def feasible(points: np.ndarray) -> bool:
+    """Whether 0 lies in the convex hull of `points` [N, c]: a linear programme.
+
+    Of `equations` at some candidates: whether weights on these can meet the moment constraint.
+    """
+    from scipy.optimize import linprog
+
+    rows = np.vstack([points.T, np.ones(len(points))])
+    wanted = np.append(np.zeros(len(rows) - 1), 1.0)
+    return bool(linprog(np.zeros(len(points)), A_eq=rows, b_eq=wanted).status == 0)
+
+
+def chance_of_hull(count: int, dimension: int) -> float:
+    """P that 0 lies in the hull of `count` points in `dimension`, symmetric about 0 (Wendel 1962).
+
+    1 - 2^(1-N) sum_{i < m} C(N-1, i): half at N = 2m.
+    """
+    below = sum(math.comb(count - 1, i) for i in range(min(dimension, count)))
+    return 1.0 - below / 2 ** (count - 1)  # of whole numbers, however large
+
+
+def fit_weights(
+    losses: np.ndarray, candidates: np.ndarray, constraint: np.ndarray | None
+) -> np.ndarray | None:
+    """w on `candidates`, of any predictors' losses: the quadratic programme above, relative errors.
+
+    Args:
+        losses: l_j(i) of all transitions [n, K].
+        candidates: rows that may get weight.
+        constraint: `equations` of the moments [n, c], of mean 0; None: no constraint.
+
+    Returns:
+        Weights; None where none meet the constraint.
+    """
+    import cvxpy as cp
+
+    wanted = losses.mean(0)
+    size = np.maximum(wanted, 1e-12)
+    balance = np.zeros((0, len(candidates)))
+    if constraint is not None:
+        balance = constraint[candidates].T
+    weights = cp.Variable(len(candidates), nonneg=True)
+    errors = (losses[candidates] / size).T @ weights - wanted / size
+    constraints = [cp.sum(weights) == 1]
+    if len(balance):
+        constraints.append(balance @ weights == 0)
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(errors)), constraints)
+    with warnings.catch_warnings():
+        # What the programme reached is measured on held-out predictors.
+        warnings.filterwarnings("ignore", "Solution may be inaccurate")
+        problem.solve(solver=cp.CLARABEL)
+    if problem.status not in (cp.OPTIMAL, cp.OPTIMAL_INACCURATE):
+        return None
+    found = np.maximum(np.asarray(weights.value), 0.0)
+    rows = np.vstack([(losses[candidates] / size).T, np.ones((1, len(candidates))), balance])
+    right = np.concatenate([wanted / size, np.ones(1), np.zeros(len(balance))])
+    return _polished(found / found.sum(), rows, right)
+
+
+def _polished(weights: np.ndarray, rows: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Weights moved to meet all equations to rounding, where they can and stay positive.
+
+    Interior points end at residuals of 1e-8, which the smallest singular value of t predictors can
+    magnify a thousand times. Each move is the smallest relative to the weights, and ends before one
+    of them is gone.
+    """
+    off = right - rows @ weights
+    for _ in range(MOVES):
+        move = weights * np.linalg.lstsq(rows * weights, off, rcond=1e-13)[0]
+        shrinking = move < 0
+        step = min(1.0, 0.9 * float((weights[shrinking] / -move[shrinking]).min(initial=np.inf)))
+        moved = weights + step * move
+        left = right - rows @ moved
+        if np.abs(left).max() >= np.abs(off).max():
+            break
+        weights, off = moved, left
+    return weights
 
 
 @dataclass(frozen=True)
@@ -106,39 +206,29 @@ def solve(
     Raises:
         ValueError: fewer candidates than the constraint's moments, or it cannot be met.
     """
-    import cvxpy as cp
-
     needed = points_needed(full)
     if len(candidates) < needed:
         raise ValueError(
             f"size={len(candidates)}: the moment constraint has {needed - 1} independent equations "
             f"and the weights sum to 1, so at least {needed} points are needed"
         )
-    scale = np.where((std := full.moments.std(0)) > 1e-12, std, 1.0)
-    moments = (full.moments - full.moments.mean(0)) / scale
     losses = np.square(full.residual @ predictors.T - gamma * alphas)  # [n, K]
-    wanted = losses.mean(0)
-    size = np.maximum(wanted, 1e-12)
-    weights = cp.Variable(len(candidates), nonneg=True)
-    errors = (losses[candidates] / size).T @ weights - wanted / size
-    problem = cp.Problem(
-        cp.Minimize(cp.sum_squares(errors)),
-        [cp.sum(weights) == 1, moments[candidates].T @ weights == 0],
-    )
-    problem.solve(solver=cp.CLARABEL)
-    if problem.status not in (cp.OPTIMAL, cp.OPTIMAL_INACCURATE):
+    found = fit_weights(losses, candidates, equations(full.moments))
+    if found is None:
         raise ValueError(
-            f"size={len(candidates)}: no weights on these points meet the moment constraint "
-            f"({problem.status}): the training set's moments lie outside their convex hull; take "
-            "more points"
+            f"size={len(candidates)}: no weights on these points meet the moment constraint: the "
+            "training set's moments lie outside their convex hull; take more points"
         )
-    found = np.maximum(np.asarray(weights.value), 0.0)
-    found /= found.sum()
+    return achieved(full, candidates, found)
+
+
+def achieved(full: Linear, candidates: np.ndarray, weights: np.ndarray) -> Weighted:
+    """What weights on `candidates` achieve, however they were found."""
     part = Linear(full.residual[candidates], full.moments[candidates])
-    difference = part.second_moment(found) - full.second_moment()
+    difference = part.second_moment(weights) - full.second_moment()
     return Weighted(
-        found,
-        float(np.abs(moments[candidates].T @ found).max()),
+        weights,
+        float(np.abs(standardized(full.moments)[candidates].T @ weights).max()),
         float(np.linalg.norm(difference, 2)),
     )
 

@@ -1,13 +1,16 @@
 """Distilling offline RL data: N transitions whose Bellman losses are the training set's.
 
 For a bank of predictors (f_j, lambda_j) with losses L_j on the training set (`distill.predictors`),
+minimize over the points by Adam
 
-    minimize over the points   sum_j (L_on_j(syn) / L_on_j - 1)^2 + (L_end_j(syn) / L_end_j - 1)^2
+    squared   sum_j (L_on_j(syn) - L_on_j)^2 + (L_end_j(syn) - L_end_j)^2
+    huber     sum_j h(L_on_j(syn) / L_on_j - 1) + h(L_end_j(syn) / L_end_j - 1),  h Huber's function
 
-by Adam (2512.00536, Algorithm 2, general features; relative errors, since losses of networks of
-several gains differ by orders of magnitude). What is optimized are states and *displacements*
-s' - s, in units of their standard deviations over the training set, and on request rewards;
-actions are discrete and stay those of the starting subset, and so does which points are terminated.
+The first is what 2512.00536, Algorithm 2 prints for general features; the second our variant, since
+losses of networks of several gains differ by orders of magnitude. What is optimized are states and
+*displacements* s' - s, in units of their standard deviations over the training set, and on request
+rewards (Algorithm 2 optimizes whole points); actions are discrete and stay those of the starting
+subset, and so does which points are terminated.
 States stay within the training set's range by construction: they are clamped where they are used.
 
 The traps. Twenty fixed predictors are matched to nothing while held-out ones get worse: watch
@@ -215,6 +218,7 @@ def distill(
     learning_rate: float = 0.02,
     dynamics: Dynamics | None = None,
     learn_rewards: bool = False,
+    loss: str = "huber",
     rows: np.random.Generator | None = None,
     row_count: int = 256,
 ) -> Batch:
@@ -232,6 +236,7 @@ def distill(
         learning_rate: in units of standard deviations a step.
         dynamics: next states follow the states by these dynamics; None: they are optimized freely.
         learn_rewards: optimize rewards too.
+        loss: "squared", as printed, or "huber", of relative errors.
         rows: generator for fresh predictors' training rows.
         row_count: see `bank`.
 
@@ -246,11 +251,19 @@ def distill(
             part = Bank.of(*draw(minibatch), _some(full, rows, row_count), gamma)
         else:
             part = bank.turn(step, minibatch)
-        error = part.error(points.batch(), gamma)
-        # Losses far above the training set's pull no harder than losses far below.
-        loss = torch.nn.functional.smooth_l1_loss(error, torch.zeros_like(error), reduction="none")
-        minimize(loss.mean(2).sum())
+        minimize(mismatch(part, points.batch(), gamma, loss).sum())
     return points.result()
+
+
+def mismatch(bank: Bank, batch: Batch, gamma: float, loss: str) -> torch.Tensor:
+    """The objective of every group, a mean over its predictors, [2, G]: others, terminated."""
+    if loss == "squared":
+        return bank.difference(batch, gamma).square().mean(2)
+    assert loss == "huber", loss
+    error = bank.error(batch, gamma)
+    # Losses far above the training set's pull no harder than losses far below.
+    huber = torch.nn.functional.smooth_l1_loss(error, torch.zeros_like(error), reduction="none")
+    return huber.mean(2)
 
 
 class Descent:

@@ -1,9 +1,11 @@
 """Distilled offline RL sets against subsets of their training set: returns and Bellman errors.
 
-A cell is one training set, method and size (and number of predictors), for all seeds at once. Seed
-i has the same training set, and its own subset, predictors, learner and episodes; the subset that
-distillation starts from, the learner's initial weights and the episodes are the same for all
-methods of a size, so that differences are paired.
+A training set is one kind with one data seed. A cell is one training set, method and size (and
+number of predictors), for all seeds at once. Seed i has the same training set, and its own subset,
+predictors, learner and episodes; the subset that distillation starts from, the learner's initial
+weights and the episodes are the same for all methods of a size, so that differences are paired.
+Seeds on one set are no evidence of what happens on another: over sets, intervals are of the sets'
+means (`distill.offline_rl_means`).
 """
 
 from __future__ import annotations
@@ -17,7 +19,6 @@ from distill import baselines
 from distill.backups import agreement, choose, distill_backups, feature_maps
 from distill.banks import Bank, Draw, near_iterates, random_networks
 from distill.config import DistillOfflineRL, Downstream
-from distill.data import training_set
 from distill.evaluate import fitted_q, greedy_returns
 from distill.offline_rl import (
     Dynamics,
@@ -28,7 +29,8 @@ from distill.offline_rl import (
     starting_rows,
     terminal_count,
 )
-from distill.predictors import Batch, Networks, Scaling
+from distill.offline_rl_sets import Source, TrainingSet, training_sets
+from distill.predictors import Batch, Networks
 from rollout import cells
 from rollout.environments import make
 from rollout.randomness import Streams
@@ -52,19 +54,6 @@ def run(config: DistillOfflineRL, run_dir: RunDir) -> dict[str, Any]:
     return summary
 
 
-class Source:
-    """One training set with what every cell on it needs."""
-
-    def __init__(self, config: DistillOfflineRL, kind: str) -> None:
-        self.data = training_set(config.environment, kind, config.data_size, config.data_seed)
-        self.scaling = Scaling.of(self.data)
-        self.full = self.scaling.batch(self.data)
-
-    def raw(self, states: np.ndarray) -> np.ndarray:
-        """Standardized states in the environment's units."""
-        return (states * self.scaling.scale + self.scaling.centre).astype(np.float32)
-
-
 class Work:
     """One cell at a time; training sets and predictors are kept between cells that share them."""
 
@@ -74,131 +63,138 @@ class Work:
         copies = make(config.environment, 1)
         self.actions = copies.actions
         copies.close()
-        self.sources: dict[str, Source] = {}
-        self.kept: dict[tuple[str, str], Any] = {}
+        self.sets = training_sets(config)
+        self.sources: dict[TrainingSet, Source] = {}
+        self.kept: dict[tuple[str, TrainingSet], Any] = {}
         largest = max(config.sizes)
-        for kind in config.data:
-            source = self.source(kind)
+        for one in self.sets:
+            source = self.source(one)
             for size in config.sizes:
-                check(source.data, size, self.ends(kind, size), self.actions)
+                check(source.data, size, self.ends(one, size), self.actions)
             if len(source.data) <= largest:
-                raise ValueError(f"sizes={config.sizes}: {kind} has {len(source.data)} transitions")
+                raise ValueError(
+                    f"sizes={config.sizes}: {one.name} has {len(source.data)} transitions; take "
+                    "smaller sizes, or a larger data_size"
+                )
 
-    def source(self, kind: str) -> Source:
-        """The training set `kind`."""
-        if kind not in self.sources:
-            self.sources[kind] = Source(self.config, kind)
-        return self.sources[kind]
+    def source(self, one: TrainingSet) -> Source:
+        """The training set, made or read once."""
+        if one not in self.sources:
+            self.sources[one] = Source(self.config, one)
+        return self.sources[one]
 
     def plan(self) -> list[tuple[str, dict[str, Any]]]:
         """Names and descriptions of all cells, in the order they are computed."""
         config, plan = self.config, []
-        for kind in config.data:
-            plan.append((f"{kind}-full", {"data": kind, "method": "full", "size": None}))
+        for one in self.sets:
+            plan.append((f"{one.name}-full", {"set": one, "method": "full", "size": None}))
         for size in config.sizes:
-            for kind in config.data:
+            for one in self.sets:
                 for method in config.methods:
-                    about: dict[str, Any] = {"data": kind, "method": method, "size": size}
-                    plan.append((f"{kind}-{size}-{method}", about))
+                    about: dict[str, Any] = {"set": one, "method": method, "size": size}
+                    plan.append((f"{one.name}-{size}-{method}", about))
                 for count in config.predictors:
-                    about = {"data": kind, "method": "distilled", "size": size, "predictors": count}
-                    plan.append((f"{kind}-{size}-distilled-{count}", about))
+                    about = {"set": one, "method": "distilled", "size": size, "predictors": count}
+                    plan.append((f"{one.name}-{size}-distilled-{count}", about))
         return plan
 
-    def ends(self, kind: str, size: int, natural: bool = False) -> int:
+    def ends(self, one: TrainingSet, size: int, natural: bool = False) -> int:
         """Terminated points of a distilled set, or with `natural` of a stratified one."""
         share = None if natural else self.config.distillation.terminal_share
-        return terminal_count(self.source(kind).data, size, share)
+        return terminal_count(self.source(one).data, size, share)
 
     def cell(self, index: int) -> cells.Arrays:
         """Sets, returns and errors of one cell."""
         about = self.plan()[index][1]
-        kind, method, size = about["data"], about["method"], about["size"]
-        source, config = self.source(kind), self.config
+        one, method, size = about["set"], about["method"], about["size"]
+        source, config = self.source(one), self.config
         if method == "full":
-            return {"returns": self._returns(kind, None, source.full, config.downstream)}
+            return {"returns": self._returns(one, None, source.full, config.downstream)}
         count = about.get("predictors")
-        sets = self._sets(kind, method, size, count)
+        sets = self._sets(one, method, size, count)
         arrays = {f"weights_{part}": getattr(sets, part).numpy() for part in PARTS}
         arrays["actions"], arrays["terminated"] = sets.actions.numpy(), sets.terminated.numpy()
         if method == "cloning":
-            arrays["returns"] = self._cloned(kind, size, sets)
+            arrays["returns"] = self._cloned(one, size, sets)
             return arrays
-        arrays["returns"] = self._returns(kind, size, sets, config.downstream)
+        arrays["returns"] = self._returns(one, size, sets, config.downstream)
         last = method == "distilled" and count == config.predictors[-1]
-        if size == config.sizes[0] and (last or method in ("stratified", "start")):
+        shown = size == config.sizes[0] and one.seed == config.data_seeds[0]
+        if shown and (last or method in ("stratified", "start")):
             for place, shape in enumerate(config.transfer):
                 learner = config.downstream.model_copy(update=shape.model_dump())
-                arrays[f"transfer_{place}"] = self._returns(kind, size, sets, learner)
-        arrays["held_out"] = self._held_out(kind, sets)
+                arrays[f"transfer_{place}"] = self._returns(one, size, sets, learner)
+        arrays["held_out"] = self._held_out(one, sets)
         return arrays
 
     # -- sets --------------------------------------------------------------------------------------
 
-    def _sets(self, kind: str, method: str, size: int, count: Any) -> Batch:
+    def _sets(self, one: TrainingSet, method: str, size: int, count: Any) -> Batch:
         if method == "cloning":
-            start = self._start(kind, size)
-            draw = self.streams.data("cloning", kind, size)
-            return baselines.distill_cloning(self.source(kind).full, start, self.actions, draw)
+            start = self._start(one, size)
+            draw = self.streams.data("cloning", one.name, size)
+            return baselines.distill_cloning(self.source(one).full, start, self.actions, draw)
         if method == "start":
-            return self._start(kind, size)
+            return self._start(one, size)
         if method == "distilled":
-            return self._distilled(kind, size, count)
-        source = self.source(kind)
+            return self._distilled(one, size, count)
+        source = self.source(one)
         share = self.config.distillation.terminal_share
         rows = [
             baselines.subset(method, source.data, source.full, size, share, draw)
-            for draw in self._draws(method, kind, size)
+            for draw in self._draws(method, one, size)
         ]
         return gather(source.full, np.stack(rows))
 
-    def _draws(self, method: str, kind: str, size: int, *index: int) -> list[np.random.Generator]:
+    def _draws(
+        self, method: str, one: TrainingSet, size: int, *index: int
+    ) -> list[np.random.Generator]:
         return [
-            self.streams.data("subset", method, kind, size, seed, *index)
+            self.streams.data("subset", method, one.name, size, seed, *index)
             for seed in range(self.config.seeds)
         ]
 
-    def _start(self, kind: str, size: int, candidate: int = 0) -> Batch:
+    def _start(self, one: TrainingSet, size: int, candidate: int = 0) -> Batch:
         """What distillation starts from."""
-        source, ends = self.source(kind), self.ends(kind, size)
+        source, ends = self.source(one), self.ends(one, size)
         rows = []
-        for draw in self._draws("start", kind, size, *([candidate] if candidate else [])):
+        for draw in self._draws("start", one, size, *([candidate] if candidate else [])):
             if self.config.distillation.start == "medoids":
                 rows.append(baselines.medoids(source.data, source.full, size, ends, draw))
             else:
                 rows.append(starting_rows(source.data.terminated, size, ends, draw))
         return gather(source.full, np.stack(rows))
 
-    def _distilled(self, kind: str, size: int, count: Any) -> Batch:
+    def _distilled(self, one: TrainingSet, size: int, count: Any) -> Batch:
         """Distilled sets, the best of some candidates where the config asks for them."""
         candidates = self.config.distillation.candidates
         if not candidates:
-            return self._distilled_once(kind, size, count, 0)
+            return self._distilled_once(one, size, count, 0)
         sets = []
         for candidate in range(candidates):
             sets += [
-                self._start(kind, size, candidate),
-                self._distilled_once(kind, size, count, candidate),
+                self._start(one, size, candidate),
+                self._distilled_once(one, size, count, candidate),
             ]
         settings = self.config.distillation
-        q = self._iterates(kind).part(-settings.iterate_ensemble, None)
+        q = self._iterates(one).part(-settings.iterate_ensemble, None)
         scores = []
         for place, some in enumerate(sets):
-            draw = self.streams.data("selection", kind, size, count, place)
+            draw = self.streams.data("selection", one.name, size, count, place)
             fitted = fitted_q(some, self.actions, self.config.downstream, draw)
-            full = self.source(kind).full
+            full = self.source(one).full
             scores.append(agreement(fitted, q, full, settings.value_weight))
         return choose(sets, torch.stack(scores).argmax(0))
 
-    def _distilled_once(self, kind: str, size: int, count: Any, candidate: int) -> Batch:
-        source, settings = self.source(kind), self.config.distillation
+    def _distilled_once(self, one: TrainingSet, size: int, count: Any, candidate: int) -> Batch:
+        source, settings = self.source(one), self.config.distillation
         gamma, fresh = self.config.downstream.gamma, count == "fresh"
         more = [candidate] if candidate else []
         dynamics = None
         if settings.next_states == "dynamics":
             dynamics = Dynamics.of(source.full, self.actions)
-        rows = self.streams.data("training rows", kind, size, count, *more)
-        start = self._start(kind, size, candidate)
+        rows = self.streams.data("training rows", one.name, size, count, *more)
+        start = self._start(one, size, candidate)
         shared: dict[str, Any] = {
             "steps": settings.steps,
             "learning_rate": settings.learning_rate,
@@ -207,7 +203,7 @@ class Work:
         }
         if settings.match == "backups":
             maps = feature_maps(
-                self.streams.data("maps", kind, size if fresh else "bank", *more),
+                self.streams.data("maps", one.name, size if fresh else "bank", *more),
                 None if fresh else count,
                 self.config.seeds,
                 source.full.states.shape[-1],
@@ -215,7 +211,7 @@ class Work:
                 units=settings.units,
                 gains=settings.gains,
             )
-            q = self._iterates(kind).part(-settings.iterate_ensemble, None)
+            q = self._iterates(one).part(-settings.iterate_ensemble, None)
             return distill_backups(
                 source.full,
                 start,
@@ -231,10 +227,11 @@ class Work:
         return distill(
             source.full,
             start,
-            self._draw(kind, size if fresh else None),
-            None if fresh else self._bank(kind, count),
+            self._draw(one, size if fresh else None),
+            None if fresh else self._bank(one, count),
             gamma,
             minibatch=settings.fresh_minibatch if fresh else settings.minibatch,
+            loss=settings.loss,
             rows=rows,
             row_count=settings.fresh_rows,
             **shared,
@@ -242,30 +239,30 @@ class Work:
 
     # -- predictors --------------------------------------------------------------------------------
 
-    def _draw(self, kind: str, size: int | None) -> Draw:
+    def _draw(self, one: TrainingSet, size: int | None) -> Draw:
         """Predictors of every seed; fresh ones (with a size) have another stream than a bank's."""
         settings, seeds = self.config.distillation, self.config.seeds
-        generator = self.streams.data("predictors", kind, "bank" if size is None else size)
+        generator = self.streams.data("predictors", one.name, "bank" if size is None else size)
         shape = {"units": settings.units, "gains": settings.gains}
         if settings.source == "random":
-            full = self.source(kind).full
+            full = self.source(one).full
             return random_networks(generator, full, seeds, self.actions, **shape)
         scale = 1 - self.config.downstream.gamma
-        return near_iterates(generator, self._iterates(kind), scale, settings.spread, **shape)
+        return near_iterates(generator, self._iterates(one), scale, settings.spread, **shape)
 
-    def _bank(self, kind: str, count: int) -> Bank:
+    def _bank(self, one: TrainingSet, count: int) -> Bank:
         """The first K of the seeds' predictors, the same for every size; losses computed once."""
-        if ("bank", kind) not in self.kept:
+        if ("bank", one) not in self.kept:
             self.kept = {key: value for key, value in self.kept.items() if key[0] != "bank"}
             largest = max(count for count in self.config.predictors if count != "fresh")
-            networks, scales = self._draw(kind, None)(largest)
+            networks, scales = self._draw(one, None)(largest)
             gamma = self.config.downstream.gamma
-            self.kept["bank", kind] = Bank.of(networks, scales, self.source(kind).full, gamma)
-        return self.kept["bank", kind].part(0, count)
+            self.kept["bank", one] = Bank.of(networks, scales, self.source(one).full, gamma)
+        return self.kept["bank", one].part(0, count)
 
-    def _iterates(self, kind: str) -> Networks:
+    def _iterates(self, one: TrainingSet) -> Networks:
         """Fitted Q-iterates of the training set [seeds, iterates x networks], each seed its own."""
-        if ("iterates", kind) not in self.kept:
+        if ("iterates", one) not in self.kept:
             settings, downstream = self.config.distillation, self.config.downstream
             learner = downstream.model_copy(
                 update={"ensemble": settings.iterate_ensemble, "depth": 1, "activation": "tanh"}
@@ -277,57 +274,59 @@ class Work:
                 if backup in wanted:
                     seen.append(average.copy())
 
-            draw = self.streams.data("iterates", kind)
-            full = self.source(kind).full
+            draw = self.streams.data("iterates", one.name)
+            full = self.source(one).full
             fitted_q(full, self.actions, learner, draw, groups=self.config.seeds, watch=watch)
-            self.kept["iterates", kind] = Networks(
-                torch.cat([one.first for one in seen], 1),
-                torch.cat([one.action for one in seen], 1),
+            self.kept["iterates", one] = Networks(
+                torch.cat([some.first for some in seen], 1),
+                torch.cat([some.action for some in seen], 1),
                 [],
-                torch.cat([one.head for one in seen], 1),
-                torch.cat([one.offset for one in seen], 1),
+                torch.cat([some.head for some in seen], 1),
+                torch.cat([some.offset for some in seen], 1),
             )
-        return self.kept["iterates", kind]
+        return self.kept["iterates", one]
 
     # -- judging -----------------------------------------------------------------------------------
 
-    def _returns(self, kind: str, size: int | None, sets: Batch, learner: Downstream) -> np.ndarray:
+    def _returns(
+        self, one: TrainingSet, size: int | None, sets: Batch, learner: Downstream
+    ) -> np.ndarray:
         """Return of every seed's learner [seeds]."""
         groups = self.config.seeds if size is None else None
-        draw = self.streams.data("learner", kind, size or 0)
+        draw = self.streams.data("learner", one.name, size or 0)
         networks = fitted_q(sets, self.actions, learner, draw, groups=groups)
-        return self._play(kind, networks)
+        return self._play(one, networks)
 
-    def _cloned(self, kind: str, size: int, sets: Batch) -> np.ndarray:
-        draw = self.streams.data("learner", kind, size)
+    def _cloned(self, one: TrainingSet, size: int, sets: Batch) -> np.ndarray:
+        draw = self.streams.data("learner", one.name, size)
         ensemble = self.config.downstream.ensemble
-        return self._play(kind, baselines.clone(sets, self.actions, draw, ensemble))
+        return self._play(one, baselines.clone(sets, self.actions, draw, ensemble))
 
-    def _play(self, kind: str, networks: Networks) -> np.ndarray:
-        seed = self.streams.data_seed("episodes", kind)
-        config, scaling = self.config, self.source(kind).scaling
+    def _play(self, one: TrainingSet, networks: Networks) -> np.ndarray:
+        seed = self.streams.data_seed("episodes", one.name)
+        config, scaling = self.config, self.source(one).scaling
         return greedy_returns(networks, scaling, config.environment, config.episodes, seed)
 
-    def _held_out(self, kind: str, sets: Batch) -> np.ndarray:
+    def _held_out(self, one: TrainingSet, sets: Batch) -> np.ndarray:
         """Relative Bellman error on random networks never used [seeds]."""
-        if ("held out", kind) not in self.kept:
-            draw = self.streams.data("held out", kind)
-            full = self.source(kind).full
+        if ("held out", one) not in self.kept:
+            draw = self.streams.data("held out", one.name)
+            full = self.source(one).full
             settings = self.config.distillation
             networks, scales = random_networks(
                 draw, full, 1, self.actions, units=settings.units, gains=settings.gains
             )(self.config.held_out)
             gamma = self.config.downstream.gamma
-            self.kept["held out", kind] = Bank.of(networks, scales, full, gamma)
-        bank = self.kept["held out", kind]
+            self.kept["held out", one] = Bank.of(networks, scales, full, gamma)
+        bank = self.kept["held out", one]
         return held_out_error(sets, bank, self.config.downstream.gamma).numpy()
 
-    def transitions(self, kind: str, arrays: cells.Arrays, seed: int) -> Transitions:
+    def transitions(self, one: TrainingSet, arrays: cells.Arrays, seed: int) -> Transitions:
         """One distilled set in the environment's units.
 
         Every transition is an episode of its own, cut after one step where it is not terminated.
         """
-        source = self.source(kind)
+        source = self.source(one)
         ended = arrays["terminated"]
         ended = ended[seed] if ended.ndim == 2 else ended
         return Transitions(

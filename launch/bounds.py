@@ -1,4 +1,4 @@
-"""How many samples the theorems of 2509.08660 ask for, and how many an experiment needed."""
+"""How many samples the theorems of 2509.08660 and 2601.08421 ask for; what an experiment needed."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from alignment import sample_sizes
+from alignment.sample_sizes import Setting
 from launch.config import ConfigError
 from rl import regression
+
+REPLICABLE, PREFERENCES = "2509.08660", "2601.08421"
 
 
 def bounds(
@@ -23,10 +27,10 @@ def bounds(
     weight_bound: float,
     rounds: int,
 ) -> list[dict[str, Any]]:
-    """One row for each theorem: what it is about, its formula, and the number."""
+    """One row for each theorem of 2509.08660: what it is about, its formula, and the number."""
     asked = (epsilon, delta, rho, dimension)
     both = label_bound + weight_bound
-    return [
+    rows = [
         {
             "theorem": "3.1",
             "about": "ridge regression",
@@ -62,6 +66,84 @@ def bounds(
             "unit": "episodes",
             "samples": regression.samples_theorem_4_2(*asked, horizon),
         },
+    ]
+    return [{"paper": REPLICABLE, "kind": "Theorem", **row} for row in rows]
+
+
+def preference_bounds(s: Setting, alpha: float, start: float) -> list[dict[str, Any]]:
+    """One row for each theorem of 2601.08421; A = 52 e^(4 gamma R) d^(2/p) / (lambda gamma^2).
+
+    Args:
+        s: the setting.
+        alpha: growth of coverage (Corollary 3.6).
+        start: r_0 of that corollary.
+    """
+    sizes = sample_sizes.schedule(s, alpha, start)
+    told = ", ".join(f"{size:.3g}" for size in sizes)
+    threshold = "min(eta^2 R^2/C, 1/(4 gamma^2 C), eta^2/e^2)"
+    rows: list[tuple[str, str, str, str, float]] = [
+        (
+            "Theorem 2.2",
+            "any offline learner",
+            "d C / eps^2 (p = 1: d^2), constant not given",
+            "pairs, order",
+            sample_sizes.offline(s),
+        ),
+        (
+            "Proposition 3.1",
+            "a round to r = min(1/(2 gamma), R)",
+            "n = A C ln(9 gamma R n/delta) / r^2 (Eq. 5)",
+            "pairs",
+            sample_sizes.one_round(s),
+        ),
+        (
+            "Theorem 3.2",
+            "coverage threshold",
+            f"A ln(9 gamma R K n/delta) / n <= {threshold} (Eqs. 6, 17)",
+            "pairs a round",
+            sample_sizes.threshold(s),
+        ),
+        (
+            "Theorem 3.2",
+            "floor at eps",
+            "e^2 xi_n / gamma^2 <= eps^2",
+            "pairs a round",
+            sample_sizes.precise(s),
+        ),
+        ("Theorem 3.2", "rounds", "K = ln(R/eps) / ln(1/eta)", "rounds", sample_sizes.rounds(s)),
+        (
+            "Corollary 3.3",
+            "constant batches",
+            "K max(threshold, floor)",
+            "pairs in all",
+            sample_sizes.constant_batches(s),
+        ),
+        (
+            "Corollary 3.6",
+            "decaying batches",
+            f"n_i eta^(alpha k), then n_f: {told}",
+            "pairs in all",
+            sum(sizes),
+        ),
+        (
+            "Theorem 4.4",
+            "two rounds with the design",
+            "d R^2 ln(1/delta) / eps^2, constant not given",
+            "pairs, order",
+            sample_sizes.two_rounds(s),
+        ),
+    ]
+    return [
+        {
+            "paper": PREFERENCES,
+            "kind": place.split()[0],
+            "theorem": place.split()[1],
+            "about": about,
+            "formula": formula,
+            "unit": unit,
+            "samples": samples,
+        }
+        for place, about, formula, unit, samples in rows
     ]
 
 
@@ -106,11 +188,14 @@ def needed(run: Path) -> dict[str, Any]:
 
 def lines(rows: list[dict[str, Any]], measured: Mapping[str, Any] | None) -> list[str]:
     """The rows for a person."""
-    told = [
-        f"Theorem {row['theorem']}  {row['samples']:10.3g} {row['unit']:12} {row['about']:32} "
-        f"{row['formula']}"
-        for row in rows
-    ]
+    told = []
+    for place, row in enumerate(rows):
+        if place == 0 or row["paper"] != rows[place - 1]["paper"]:
+            told += [""] * (place > 0) + [f"{row['paper']}"]
+        told.append(
+            f"{row['kind']} {row['theorem']}".ljust(16) + f"{row['samples']:10.3g} "
+            f"{row['unit']:14}{row['about']:36}{row['formula']}"
+        )
     if measured is None:
         return told
     target = f"epsilon {measured['epsilon']:g}, rho {measured['rho']:g}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -109,6 +110,24 @@ def bounds_command(
     label_bound: Annotated[float, typer.Option(help="Y, largest label")] = 1.0,
     weight_bound: Annotated[float, typer.Option(help="B, largest weight vector")] = 1.0,
     rounds: Annotated[int, typer.Option(min=1, help="T, distributions of Theorem 3.3")] = 1,
+    radius: Annotated[
+        float, typer.Option(min=1e-6, help="R, ball of parameters (2601.08421, like what follows)")
+    ] = 8.0,
+    gamma: Annotated[
+        float | None, typer.Option(help="gamma, KL regularization [default: 1/R]")
+    ] = None,
+    norm: Annotated[float, typer.Option(help="p of the ball, 1 to 2")] = 2.0,
+    coverage: Annotated[
+        float | None, typer.Option(help="C(R), local coverage [default: its bound e^(2R)]")
+    ] = None,
+    eigenvalue: Annotated[
+        float | None, typer.Option(help="lambda, smallest eigenvalue of V(pi*) [default: 1/d]")
+    ] = None,
+    eta: Annotated[float, typer.Option(help="eta, factor of the radius in a round")] = 0.5,
+    alpha: Annotated[
+        float, typer.Option(help="alpha: C(r) / r^(2 + alpha) does not fall beyond r_0")
+    ] = 1.0,
+    start: Annotated[float, typer.Option(help="r_0")] = 1.0,
     run: Annotated[
         Path | None, typer.Option(help="A finished rl.lsvi or rl.lsvi_ucb run to set beside")
     ] = None,
@@ -131,6 +150,18 @@ def bounds_command(
             weight_bound,
             rounds,
         )
+        setting = bounds.Setting(
+            dimension,
+            radius,
+            1 / radius if gamma is None else gamma,
+            norm,
+            math.exp(2 * radius) if coverage is None else coverage,
+            1 / dimension if eigenvalue is None else eigenvalue,
+            epsilon,
+            delta,
+            eta,
+        )
+        rows += bounds.preference_bounds(setting, alpha, start)
         measured = None if run is None else bounds.needed(run)
         value = {"theorems": rows, **({} if measured is None else {"measured": measured})}
         show(value, lambda: bounds.lines(rows, measured), form)

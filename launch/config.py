@@ -125,6 +125,11 @@ EXPERIMENTS = {
         "distill.offline_rl_study:run",
         "offline RL data distilled by matching Bellman losses or backups: returns against subsets",
     ),
+    "distill.decomposable": Experiment(
+        "distill.config:DistillDecomposable",
+        "distill.decomposable_study:run",
+        "the convex case of offline RL distillation: predictors needed by decomposable features",
+    ),
     "rl.pqn": Experiment(
         "rl.config:PQN",
         "rl.pqn:run",

@@ -41,6 +41,7 @@ RETURNS = {
     "rl.lsvi_ucb": "cells.-1.suboptimality",
     "distill.regression": "cells.-1.test_mse",
     "distill.offline_rl": "cells.-1.return_mean",
+    "distill.decomposable": "cells.-1.at.-1.held_out_relative_error",
     "rl.pqn": "mean_return_last_3",
     "rl.collect": "return_mean",
     "rl.figure_two": "cells.-1.return_mean",

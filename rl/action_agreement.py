@@ -13,8 +13,10 @@ run at a time. With a_i the mean agreement of run i with the others and U the ag
     U_(-i) = (R U - 2 a_i) / (R - 2)        se^2 = (R-1)/R sum_i (U_(-i) - U)^2
 
 which is 2 (R-1)/(R-2) times the standard error of the a_i as if they were independent (each is only
-half its own run's luck), so at least twice it. The paper does not say which of these its 1.96
-standard errors are. The observations are given: the error is that of other runs, not of other data.
+half its own run's luck), so at least twice it. An interval is Student's with R - 1 degrees of
+freedom (`agreement_degrees`): 1.96 standard errors, which the paper has, of what it does not say,
+cover .81 with three runs. The observations are given: the error is that of other runs, not of other
+data.
 
 **The trap.** Q-values on a grid tie, and ties go to the lowest index: policies that know nothing
 then agree. So the same mean is also given with ties broken at random, for each policy on its own,
@@ -124,12 +126,14 @@ def summarize(q: np.ndarray, taken: np.ndarray | None = None) -> dict[str, Any]:
         "actions": count,
         "agreement_mean": mean,
         "agreement_se": jackknife_error(matrix),
+        "agreement_degrees": runs - 1,
         "agreement_se_of_run_means": float(with_others.std(ddof=1)) / math.sqrt(runs),
         "agreement_se_of_pairs": (
             float(each.std(ddof=1)) / math.sqrt(len(each)) if len(each) > 1 else math.nan
         ),
         "agreement_random_ties": float(pairs(by_lot).mean()),
         "agreement_random_ties_se": jackknife_error(by_lot),
+        "agreement_random_ties_degrees": runs - 1,
         "agreement_without_ties": _without_ties(actions, tied),
         "agreement_chance": chance,
         "kappa": (mean - chance) / (1 - chance) if chance < 1 else math.nan,

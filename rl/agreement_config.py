@@ -80,11 +80,16 @@ class FigureTwo(Settings):
     variants: dict[str, str] = Field(
         {name: name for name in ("baseline", "regularized", "quantized", "quantized_regularized")},
         min_length=1,
-        description="name: what stands for {variant}; the paper has these four",
+        description="name: what stands for {variant}; the paper has these four. The first is what "
+        "the others are compared with",
     )
     seeds: list[Seed] = Field(min_length=1, description="{seed}; the paper has 15 runs")
     observations: int = Field(
         5000, ge=1, description="held-out observations for each game, evenly spread"
+    )
+    checkpoints: list[Annotated[int, Field(ge=1)]] = Field(
+        default_factory=list,
+        description="steps at which variants are compared by the last 100 training episodes too",
     )
 
     @model_validator(mode="after")

@@ -4,8 +4,9 @@ Reads what `rl.pqn` runs left; trains nothing and draws nothing at random. A run
 or not finished, is listed as missing and the cell is of those that are. What the paper says about
 the cells is judged by `reprise table pqn_figure_2`.
 
-Every interval is 1.96 standard errors: of a return, over runs; of an agreement, the jackknife's
-(`rl.action_agreement`). With few runs they are wide and themselves uncertain.
+Every interval is Student's with runs - 1 degrees of freedom: of a return, over runs; of an
+agreement, the jackknife's (`rl.action_agreement`). With few runs they are wide. Differences from
+the first variant are paired by seed, and scores are taken over all games at once (`rl.compared`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 
 from rl.action_agreement import gap_histogram, relative_gaps
 from rl.agreement_config import FigureTwo
+from rl.compared import MEASURES, differences, mean_entry, of_summary, paired, scores
 from rl.figures import draw_figure_two
 from rl.finished_runs import (
     FinishedRun,
@@ -28,8 +30,8 @@ from rl.finished_runs import (
     without_nan,
 )
 from rl.human_scores import human_normalized
-from rl.play import standard_error
 from rollout.files import write_json, write_text
+from rollout.intervals import student_half
 from rollout.minari_atari import HeldOut
 from rollout.run_dir import RunDir, metrics_of
 
@@ -51,11 +53,14 @@ def run(config: FigureTwo, run_dir: RunDir) -> dict[str, Any]:
         for game in config.games:
             for variant in config.variants:
                 cell = _cell(found[game][variant], held.get(game))
+                cell |= _lost(found[game][variant], found[game][next(iter(config.variants))])
                 place = {"game": game, "variant": variant, "missing": missing[game, variant]}
                 cells.append(without_nan({**place, **cell}))
                 progress.advance()
     summary = {
         "cells": cells,
+        "differences": without_nan(differences(found, config.checkpoints)),
+        "scores": without_nan(scores(found)),
         "data": {
             game: {
                 "source": data.source,
@@ -118,11 +123,7 @@ def _cell(runs: list[FinishedRun], held: HeldOut | None) -> Cell:
         return {**cell, "return_mean": None, "agreement_mean": None}
     for key, field in (("return", "mean_return_last_3"), ("evaluation", "evaluation_return_mean")):
         values = [run.summary[field] for run in runs if run.summary.get(field) is not None]
-        cell |= {
-            f"{key}_mean": float(np.mean(values)) if values else None,
-            f"{key}_se": standard_error(values),
-            f"{key}s": values,
-        }
+        cell |= {**mean_entry(key, values), f"{key}s": values}
     if cell["evaluation_mean"] is not None:
         game = runs[0].of.environment
         cell["human_normalized"] = human_normalized(game, cell["evaluation_mean"])
@@ -130,15 +131,15 @@ def _cell(runs: list[FinishedRun], held: HeldOut | None) -> Cell:
     cell |= {
         "steps": sorted({run.summary["steps"] for run in runs}),
         "quantization_steps": sorted({run.of.quantization["step"] or 0 for run in runs}),
-        "churn_mean": float(np.mean(churn)) if churn else None,
-        "churn_se": standard_error(churn),
+        **mean_entry("churn", churn),
     }
     assert held is not None, "there is a run, so its game's data were read"
     if len(runs) > 1:
         report, raw = compare(runs, held)
         kept = (
-            *("pairs", "observations", "agreement_mean", "agreement_se"),
-            *("agreement_random_ties", "agreement_random_ties_se", "agreement_chance", "kappa"),
+            *("pairs", "observations", "agreement_mean", "agreement_se", "agreement_degrees"),
+            *("agreement_random_ties", "agreement_random_ties_se", "agreement_random_ties_degrees"),
+            *("agreement_chance", "kappa"),
             *("tied_share", "most_common_action_share", "agreement_with_data"),
             *("action_gap_quantiles", "relative_action_gap_quantiles", "distinct_weights"),
         )
@@ -151,6 +152,16 @@ def _cell(runs: list[FinishedRun], held: HeldOut | None) -> Cell:
     shares, edges = gap_histogram(relative_gaps(raw))
     cell["gap_histogram"] = {"shares": shares.tolist(), "edges": edges.tolist()}
     return cell
+
+
+def _lost(runs: list[FinishedRun], baseline: list[FinishedRun]) -> Cell:
+    """Returns minus those of the first variant, paired by seed; nothing for that one itself."""
+    lost: Cell = {}
+    for name, key in MEASURES.items():
+        ours, theirs = of_summary(runs, key), of_summary(baseline, key)
+        pairs = [] if runs is baseline else [ours]
+        lost |= paired(pairs, [theirs][: len(pairs)], f"{name}_difference")
+    return {key: value for key, value in lost.items() if key != "pairs"}
 
 
 def _churn(path: Path) -> float | None:
@@ -189,7 +200,7 @@ def markdown(summary: dict[str, Any]) -> str:
         )
     lines += [
         "",
-        "Means +- 1.96 standard errors over runs (agreement: jackknife over runs, at least three). "
+        "Means +- Student's 95% over runs (agreement: jackknife over runs, at least three). "
         "Ties at random: agreement if every policy broke its ties by lot instead of taking the "
         "lowest action. Tied: share of observations with several best actions. Median gap: best "
         "minus second-best value before rounding, over the spread of a run's values. Churn: share "
@@ -220,7 +231,9 @@ def _entry(cell: Cell, key: str) -> str:
     error = cell.get(f"{key}_se")
     if mean is None:
         return "missing" if not cell["runs"] else "-"
-    return _number(mean) + ("" if error is None else f" +- {_number(1.96 * error)}")
+    if error is None:
+        return _number(mean)
+    return f"{_number(mean)} +- {_number(student_half(error, cell[f'{key}_degrees']))}"
 
 
 def _number(value: float | None) -> str:

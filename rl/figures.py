@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from rollout.figures import COLOURS, MARKERS, finish, start
+from rollout.intervals import student_half
 
 
 def draw_figure_one(summary: dict[str, Any], path: Path) -> None:
@@ -102,7 +103,7 @@ def draw_frontier(summary: dict[str, Any], path: Path) -> None:
 def draw_figure_two(summary: dict[str, Any], path: Path) -> None:
     """Return, agreement, action gaps and churn of each variant, a row for each game (Figure 2).
 
-    Bars are means, whiskers 1.96 standard errors, dots single runs (of agreement: pairs); the tick
+    Bars are means, whiskers Student's 95%, dots single runs (of agreement: pairs); the tick
     across a bar of agreement is what is left of it if ties are broken at random.
     """
     games = list(dict.fromkeys(cell["game"] for cell in summary["cells"]))
@@ -141,7 +142,7 @@ def draw_figure_two(summary: dict[str, Any], path: Path) -> None:
         figure,
         path,
         f"{told} runs each of {' or '.join(f'{step:,}' for step in steps)} steps (the paper: 15 of "
-        "10,000,000); whiskers 1.96 standard errors; ticks: ties broken at random",
+        "10,000,000); whiskers Student's 95%; ticks: ties broken at random",
     )
 
 
@@ -150,7 +151,7 @@ def _bar(panel: Any, place: int, cell: dict[str, Any], key: str, single: str) ->
     if mean is None:
         panel.text(place, 0, "missing", rotation=90, ha="center", va="bottom", fontsize=7)
         return
-    half = None if error is None else 1.96 * error
+    half = None if error is None else student_half(error, cell[f"{key}_degrees"])
     panel.bar(
         place, mean, yerr=half, color=COLOURS[place % len(COLOURS)], width=0.7, capsize=2, alpha=0.8
     )

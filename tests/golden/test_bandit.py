@@ -12,9 +12,11 @@ import torch
 from alignment.bandit import Bandit, dyadic, largest_ratio, random_bandit, skewed
 from alignment.bandit_learning import (
     PairTable,
+    design_of,
     expected,
     fit,
     objective_of,
+    pair_probabilities,
     win_probability,
 )
 
@@ -134,3 +136,48 @@ def test_the_skewed_instance_is_that_of_the_theorem():
 def test_dyadic_probabilities():
     b = dyadic(5, 2.0)
     torch.testing.assert_close(b.base.exp()[0], torch.tensor([8, 4, 2, 1, 1]).double() / 16)
+
+
+# -- Algorithm 2, line 7 -------------------------------------------------------------------------
+
+
+def test_the_hybrid_sampler_draws_both_actions_from_the_mixture():
+    b = random_bandit(3, 4, 2, 3.0, np.random.default_rng(5))
+    table, design = PairTable.of(b), design_of(b)
+    policy = b.log_policy(b.theta_star / 2)
+    found = pair_probabilities(b, table, "hybrid", policy, design)
+    joint = (b.prompts[:, None] * policy.exp() + design) / 2
+    by_hand = [
+        2 * joint[x, a] * joint[x, c] / joint[x].sum()
+        for x, a, c in zip(table.prompt, table.first, table.second, strict=True)
+    ]
+    torch.testing.assert_close(found, torch.stack(by_hand), **EXACT)
+    same = (joint.square() / joint.sum(1, keepdim=True)).sum()
+    assert float(found.sum() + same) == pytest.approx(1, abs=1e-12)
+
+
+def test_lemma_c_2_mixing_actions_informs_at_least_as_much_as_mixing_pairs():
+    gains = []
+    for seed in range(8):
+        b = random_bandit(5, 6, 3, 6.0, np.random.default_rng(seed), opposed=True)
+        table, design = PairTable.of(b), design_of(b)
+        actions, pairs, own, of_design = (
+            information(b, table, pair_probabilities(b, table, sampler, b.base, given))
+            for sampler, given in (
+                ("hybrid", design),
+                ("hybrid_pairs", design),
+                ("on_policy", None),
+                ("design", design),
+            )
+        )
+        torch.testing.assert_close(pairs, (own + of_design) / 2, **EXACT)
+        assert float(largest_ratio(actions, pairs)) <= 1 + 1e-9
+        gains.append(float(largest_ratio(pairs, actions)))
+    assert min(gains) > 1.2  # and by no little: what lies between the two is compared at last
+
+
+def information(b, table, probabilities):
+    """sum of P(x, {a, b}) delta delta', delta = phi(x, a) - phi(x, b), on the span."""
+    delta = b.features[table.prompt, table.first] - b.features[table.prompt, table.second]
+    delta = delta @ b.span
+    return torch.einsum("p,pi,pj->ij", probabilities, delta, delta)

@@ -155,6 +155,17 @@ def test_figure_two(tmp_path, capsys):
     assert baseline["return_mean"] == 11 and baseline["evaluation_mean"] == 21
     assert baseline["return_se"] == pytest.approx(1 / 3**0.5)
     assert baseline["churn_mean"] == pytest.approx(0.2)
+    assert baseline["return_degrees"] == 2 and baseline["agreement_degrees"] == 2
+    assert baseline["evaluation_difference_mean"] is None  # it is what the others are minus
+    assert quantized["evaluation_difference_mean"] == 0  # the same returns, seed by seed
+    same, gone = (
+        [one for one in summary["differences"] if one["variant"] == variant]
+        for variant in ("quantized", "quantized_regularized")
+    )
+    assert [one["measure"] for one in same] == ["return", "evaluation"]
+    assert all(one["pairs"] == 3 and one["difference_mean"] == 0 for one in same)
+    assert all(one["pairs"] == 0 and one["difference_mean"] is None for one in gone)
+    assert summary["scores"] == []  # nobody's score of CartPole
     assert absent["runs"] == 0 and absent["agreement_mean"] is None and len(absent["missing"]) == 4
     # Untrained values round to few points of a coarse grid: they tie, and so agree.
     assert quantized["tied_share"] > 0.2 > baseline["tied_share"]

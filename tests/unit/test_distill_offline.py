@@ -32,7 +32,7 @@ from distill.offline_rl import (
     starting_rows,
     terminal_count,
 )
-from distill.offline_rl_report import compare
+from distill.offline_rl_means import compare
 from distill.predictors import Scaling, bellman_losses, draw_networks, training_losses
 from rollout.offline import export_transitions, from_d3rlpy, from_minari, to_d3rlpy
 from rollout.types import Transitions

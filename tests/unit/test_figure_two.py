@@ -11,10 +11,13 @@ def cell(variant, agreement, returned):
         "missing": [],
         "agreement_mean": agreement,
         "agreement_se": 0.02,
+        "agreement_degrees": 4,
         "agreement_random_ties": agreement - 0.2,
         "agreement_random_ties_se": 0.02,
+        "agreement_random_ties_degrees": 4,
         "return_mean": returned,
         "return_se": 2.0,
+        "return_degrees": 4,
     }
 
 
@@ -26,4 +29,4 @@ def test_the_table_says_what_is_missing():
     rows = [line for line in text.splitlines() if line.startswith("| breakout | quantized |")]
     assert rows[0].count("missing") >= 2 and "20.0" not in rows[0]
     assert "Missing runs (1): runs/pqn/breakout_quantized/seed-0" in text
-    assert "| breakout | baseline | 5 | 100.0 +- 3.920 |" in text
+    assert "| breakout | baseline | 5 | 100.0 +- 5.553 |" in text

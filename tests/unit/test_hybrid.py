@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from alignment import coverage, on_policy
+from alignment.collect import stream_keys
 from alignment.config import HybridDesign, Offline, OnPolicy, RoundSizes
 from alignment.features import bounded, hidden_features, projection
 from alignment.hybrid import DesignedPairs
@@ -35,7 +36,7 @@ def hybrid(neox_lab, tmp_path_factory):
     return config, path, run(config, path)
 
 
-def test_half_of_each_round_is_from_the_design(hybrid):
+def test_actions_are_the_designs_or_the_policys(hybrid):
     _, path, _ = hybrid
     with np.load(path / "design.npz") as arrays:
         design = DesignedPairs(**arrays)
@@ -46,18 +47,30 @@ def test_half_of_each_round_is_from_the_design(hybrid):
         int(row): [tuple(design.candidate(i, j)) for j in range(4)]
         for i, row in enumerate(design.rows)
     }
+    kinds = set()
     for k in range(2):
         data = RoundStore(path / "rounds").read(k).data
         assert len(data) == 8
-        for row in range(4, 8):
-            allowed = candidates[int(data.prompt_index[row])]
-            assert all(tuple(ids) in allowed for ids in data.completion_ids[row])
-        own = set(data.prompt_index[:4].tolist())
-        assert len(own) == 4
+        assert len(set(data.prompt_index[:4].tolist())) == 4
+        assert design.untouched(data.prompt_index[4:]).sum() == 0  # x ~ mu
+        for row in range(8):
+            allowed = candidates.get(int(data.prompt_index[row]), [])
+            of_design = [tuple(ids) in allowed for ids in data.completion_ids[row]]
+            kinds.add(sum(of_design))
+            if design.untouched(data.prompt_index[row : row + 1])[0]:
+                assert not any(of_design)
         # Scored and measured like any other completion.
         assert np.isfinite(data.rewards).all()
         if k:
             assert (data.policy_logprobs[4:] != data.reference_logprobs[4:]).any()
+    assert {0, 2} <= kinds
+
+
+def test_a_prompt_that_comes_again_is_sampled_apart():
+    rows = np.array([4, 7, 4, 7, 1, 4])
+    keys, again = stream_keys(rows, 10)
+    assert again.tolist() == [False, False, True, True, False, True]
+    assert keys.tolist() == [4, 7, 12, 13, 1, 15]
 
 
 def test_a_resumed_hybrid_run_is_the_same(hybrid, tmp_path):
@@ -69,7 +82,7 @@ def test_a_resumed_hybrid_run_is_the_same(hybrid, tmp_path):
     ).stat().st_size
 
 
-def test_the_design_is_drawn_in_its_proportions():
+def test_both_actions_are_drawn_from_the_mixture():
     lengths = np.array([[1, 2], [3, 4]])
     design = DesignedPairs(
         rows=np.array([7, 9]),
@@ -86,25 +99,38 @@ def test_the_design_is_drawn_in_its_proportions():
         [3, 4, 5],
         [6, 7, 8, 9],
     ]
-    rows, given = design.append(np.array([1, 2]), 4000, np.random.default_rng(0))
-    assert rows[:2].tolist() == [1, 2] and given.completion_ids[:2] == [None, None]
-    assert np.mean(rows[2:] == 9) == pytest.approx(0.75, abs=0.03)
-    pairs = [given.completion_ids[i] for i in range(2, 4002) if rows[i] == 9]
-    long = np.mean([len(ids) == 4 for pair in pairs for ids in pair])
-    assert long == pytest.approx(0.9, abs=0.02)
-    both = np.mean([len(a) == 4 and len(b) == 4 for a, b in pairs])
-    assert both == pytest.approx(0.81, abs=0.03)  # the two are independent
-    of_first = [given.terminated[i] for i in range(2, 4002) if rows[i] == 7]
-    expected = [
-        [len(ids) == 1 for ids in given.completion_ids[i]] for i in range(2, 4002) if rows[i] == 7
-    ]
-    np.testing.assert_array_equal(of_first, expected)
+    # D is uniform on 12 prompts, each of which comes 2,000 times; as many are drawn from mu.
+    count = 24_000
+    of_data = np.repeat(np.arange(12), count // 12)
+    rows, given = design.append(of_data, count, 12, np.random.default_rng(0))
+    assert rows[:count].tolist() == of_data.tolist()
+    assert np.mean(rows[count:] == 9) == pytest.approx(0.75, abs=0.01)
+    for row, mu, long in ((7, 0.25, 0.5), (9, 0.75, 0.9)):
+        w = mu / (mu + 1 / 12)
+        here = [
+            [None] * 2 if given.completion_ids[i] is None else given.completion_ids[i]
+            for i in np.flatnonzero(rows == row)
+        ]
+        of_design = np.array([[ids is not None for ids in pair] for pair in here])
+        assert of_design.mean() == pytest.approx(w, abs=0.01)
+        # Each action by itself, whichever part the prompt came from.
+        assert of_design.all(axis=1).mean() == pytest.approx(w * w, abs=0.015)
+        assert of_design[:2000].mean() == pytest.approx(w, abs=0.02)
+        longer = len(design.candidate(design.rows.tolist().index(row), 1))
+        drawn = [len(ids) == longer for pair in here for ids in pair if ids is not None]
+        assert np.mean(drawn) == pytest.approx(long, abs=0.01)
+        ended = given.terminated[rows == row]
+        expected = [[ids is not None and (row == 9 or len(ids) == 1) for ids in p] for p in here]
+        np.testing.assert_array_equal(ended, expected)
+    others = ~np.isin(rows, (7, 9))
+    np.testing.assert_array_equal(design.untouched(rows), others)
+    assert all(given.completion_ids[i] is None for i in np.flatnonzero(others))
 
 
 def test_round_sizes_shrink_and_end_large(neox_lab, tmp_path):
     sizes = RoundSizes(first=512, decay=0.5, last=384)
-    assert [sizes.size(k, 4, 32) for k in range(4)] == [512, 256, 128, 384]
-    assert [RoundSizes(first=64, decay=0.1).size(k, 3, 32) for k in range(3)] == [64, 32, 32]
+    assert sizes.sizes(4, 32) == [512, 256, 128, 384]
+    assert RoundSizes(first=64, decay=0.1).sizes(3, 32) == [64, 32, 32]
     config = neox_lab.config(prompts_per_round={"first": 16, "decay": 0.5, "last": 12}, rounds=3)
     run(config, tmp_path / "run")
     store = RoundStore(tmp_path / "run" / "rounds")

@@ -135,11 +135,24 @@ def test_every_experiment_says_where_its_return_is():
 # -- bounds ----------------------------------------------------------------------------------------
 
 
+PAPERS = ("2509.08660", "2601.08421")
+
+
 def test_bounds_prints_every_theorem(capsys):
     assert run(["bounds", "--format", "json", "--dimension", "3"]) == 0
     rows = json.loads(capsys.readouterr().out)["theorems"]
-    assert [row["theorem"] for row in rows] == ["3.1", "3.2", "3.3", "4.1", "4.2"]
-    assert all(row["samples"] > 1e3 for row in rows)
+    of = {paper: [row for row in rows if row["paper"] == paper] for paper in PAPERS}
+    assert [row["theorem"] for row in of["2509.08660"]] == ["3.1", "3.2", "3.3", "4.1", "4.2"]
+    theorems = [f"{row['kind']} {row['theorem']}" for row in of["2601.08421"]]
+    assert theorems == [
+        "Theorem 2.2",
+        "Proposition 3.1",
+        *["Theorem 3.2"] * 3,
+        "Corollary 3.3",
+        "Corollary 3.6",
+        "Theorem 4.4",
+    ]
+    assert all(row["samples"] > 1e3 for row in rows if row["unit"] != "rounds")
     assert run(["bounds"]) == 0
     assert "R-LSVI-UCB" in capsys.readouterr().out
 
@@ -147,6 +160,21 @@ def test_bounds_prints_every_theorem(capsys):
 def test_bounds_refuses_what_no_theorem_covers(capsys):
     assert run(["bounds", "--rho", "0.02", "--delta", "0.01"]) == 2
     assert "rho must exceed 2 delta" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--coverage", "0.5", "coverage=0.5 must be at least 1"),
+        ("--norm", "3", "norm=3.0 must lie in"),
+        ("--eta", "1", "eta=1.0 must lie between 0 and 1"),
+        ("--alpha", "0", "alpha=0.0 and r_0=1.0 must be above 0"),
+        ("--radius", "0", "radius"),
+    ],
+)
+def test_bounds_refuses_what_no_theorem_of_preferences_covers(capsys, option, value, words):
+    assert run(["bounds", option, value]) == 2
+    assert words in capsys.readouterr().err
 
 
 def summary_with(tmp_path, agreement):

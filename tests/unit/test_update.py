@@ -143,7 +143,8 @@ def test_accumulation_does_not_change_training(lab, tmp_path, per_device):
     pairs = make_pairs(whole)
     logged = train(lab, whole, pairs, eight, tmp_path / "whole")
     split = train(lab, parts, pairs, fewer, tmp_path / "parts")
-    assert largest_gap(whole, parts) < 1e-6
+    # Other orders of adding, 17 units in the last place of 1: one processor is at 1.1e-6.
+    assert largest_gap(whole, parts) < 2e-6
     assert largest_gap(whole, load(lab)) > 1e-3
     assert [record["step"] for record in logged] == [1, 2]
     for one, other in zip(logged, split, strict=True):
