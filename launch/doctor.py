@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from launch.config import configs_folder
-from launch.provenance import PACKAGES, cores, cpu_name
+from launch.provenance import PACKAGES, cores, cpu_features, cpu_name, instruction_set
 
 GIB = 2**30
 HUB_SECONDS = 4.0
+# Instructions that decide how fast bf16 is on a processor.
+FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
 
 
 def examine() -> dict[str, Any]:
@@ -30,7 +32,8 @@ def examine() -> dict[str, Any]:
         "threads": os.environ.get("OMP_NUM_THREADS", ""),
         "memory_gib": _memory_gib(),
         "disk_free_gib": round(shutil.disk_usage(".").free / GIB, 1),
-        "cpu_features": _cpu_features(),
+        "cpu_features": cpu_features(FEATURES),
+        "instruction_set": instruction_set(),
         **_torch(),
         "hub": _hub(),
         "packages": _packages(),
@@ -74,7 +77,7 @@ def _torch() -> dict[str, Any]:
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
         "cuda": gpus,
-        "bf16": torch.cuda.is_bf16_supported() if gpus else "avx512_bf16" in _cpu_features(),
+        "bf16": torch.cuda.is_bf16_supported() if gpus else "avx512_bf16" in cpu_features(FEATURES),
         "gloo": torch.distributed.is_available() and torch.distributed.is_gloo_available(),
     }
 
@@ -88,16 +91,6 @@ def _memory_gib() -> float | None:
     if limit.exists() and (text := limit.read_text().strip()).isdigit():
         sizes.append(int(text))
     return round(min(sizes) / GIB, 1) if sizes else None
-
-
-def _cpu_features() -> list[str]:
-    """Instructions that decide how fast bf16 is on this processor."""
-    information = Path("/proc/cpuinfo")
-    if not information.exists():
-        return []
-    words = set(information.read_text(encoding="utf-8", errors="replace").split())
-    wanted = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
-    return [feature for feature in wanted if feature in words]
 
 
 def _packages() -> dict[str, dict[str, Any]]:
@@ -165,9 +158,11 @@ def lines(found: dict[str, Any]) -> list[str]:
     memory = "unknown" if found["memory_gib"] is None else f"{found['memory_gib']} GiB"
     extras = [name for name, there in found["optional"].items() if there]
     hub = found["hub"]
+    threads = found["threads"] or f"{found['cores']} (OMP_NUM_THREADS is not set)"
     text = [
         f"python    {found['python']} on {found['platform']}",
         f"cpu       {found['cpu']}, {found['cores']} cores, {' '.join(found['cpu_features'])}",
+        f"computes  with {found['instruction_set']}; threads: {threads}",
         f"memory    {memory}, {found['disk_free_gib']} GiB of disk free here",
         f"gpu       {gpu}; fast bf16: {'yes' if found['bf16'] else 'no'}",
         f"hub       {'reachable' if hub['reachable'] else 'not reachable: ' + hub['reason']}",

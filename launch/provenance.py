@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
+import json
 import os
 import platform
 import subprocess
@@ -46,7 +48,7 @@ def code_revision() -> tuple[str, bool]:
 
 
 def provenance(threads: int, world: int) -> dict[str, Any]:
-    """What `provenance.json` holds about one start of a run."""
+    """What `provenance.json` holds about one start of a run. Loads torch: pin the threads first."""
     revision, dirty = code_revision()
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -58,6 +60,7 @@ def provenance(threads: int, world: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": cpu_name(),
+        "instruction_set": instruction_set(),
         "cores": cores(),
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
     }
@@ -94,6 +97,67 @@ def cpu_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def cpu_features(wanted: tuple[str, ...]) -> list[str]:
+    """Which of the instructions `wanted` the processor has, by the kernel's names for them."""
+    information = Path("/proc/cpuinfo")
+    if not information.exists():
+        return []
+    words = set(information.read_text(encoding="utf-8", errors="replace").split())
+    return [feature for feature in wanted if feature in words]
+
+
+def instruction_set() -> str:
+    """``torch AVX512, OpenBLAS SkylakeX, avx512_bf16``: whose kernels compute in this process.
+
+    Torch and NumPy's BLAS choose by the processor, or as ATEN_CPU_CAPABILITY and
+    OPENBLAS_CORETYPE say. Other kernels add in another order, so the last bits differ. Loads both.
+    """
+    parts = []
+    if importlib.util.find_spec("torch") is not None:
+        import torch
+
+        parts.append(f"torch {torch.backends.cpu.get_cpu_capability()}")
+    parts.append(_blas())
+    return ", ".join([part for part in parts if part] + cpu_features(("avx512_bf16", "amx_bf16")))
+
+
+def _blas() -> str:
+    """NumPy's BLAS and the core that it computes for, where it tells; another's has no say."""
+    if importlib.util.find_spec("threadpoolctl") is None:
+        return ""
+    import numpy  # noqa: F401 (loads the library that is asked)
+    from threadpoolctl import threadpool_info
+
+    found = [one for one in threadpool_info() if one["user_api"] == "blas"]
+    found.sort(key=lambda one: "numpy" not in one["filepath"])
+    if not found:
+        return ""
+    name = {"openblas": "OpenBLAS", "mkl": "MKL", "blis": "BLIS"}.get(
+        found[0]["internal_api"], found[0]["internal_api"]
+    )
+    return f"{name} {found[0].get('architecture') or ''}".strip()
+
+
+def starts(run: Path) -> list[dict[str, Any]]:
+    """Every start of a run, the first one first; none where it was not started here."""
+    file = run / "provenance.json"
+    if not file.is_file():
+        return []
+    first = json.loads(file.read_text(encoding="utf-8"))
+    return [first, *first.get("resumed", [])]
+
+
+def unlike(earlier: dict[str, Any], here: str) -> str | None:
+    """What to tell a user who continues a run on `here`, another instruction set; None: the same.
+
+    A start that an older version recorded has none, and nothing can be said.
+    """
+    there = earlier.get("instruction_set")
+    if there is None or there == here:
+        return None
+    return f"instruction set: {there} at the earlier start, {here} now; bits may differ"
 
 
 def _version(name: str) -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -32,7 +31,7 @@ from launch.config import (
     to_yaml,
 )
 from launch.ending import is_bad_input
-from launch.provenance import provenance
+from launch.provenance import provenance, starts, unlike
 from rollout.files import is_leftover, remove_leftovers, write_json, write_text
 from rollout.remote import redact
 from rollout.run_dir import RunDir
@@ -210,33 +209,40 @@ def _prepare(
     if state == "finished":
         return {"state": state}
     remove_leftovers(path)  # nobody else writes here: we hold the lock
-    record = provenance(threads, world)
     file = path / "provenance.json"
-    if state == "unfinished" and file.is_file():
-        first = json.loads(file.read_text(encoding="utf-8"))
-        if first["world_size"] != world:
-            raise ConfigError(
-                f"{path} was started with {first['world_size']} processes and cannot continue with "
-                f"{world}: each process holds its share of the batches and random streams. "
-                f"Continue with {first['world_size']}, or start anew with --out"
-            )
-        if first["threads"] != threads:
+    before = starts(path) if state == "unfinished" else []
+    if before:
+        _check_world(path, before[0]["world_size"], world)
+        if before[0]["threads"] != threads:
             _say(
-                f"threads: {first['threads']}, as at the start, not {threads}: another number "
+                f"threads: {before[0]['threads']}, as at the start, not {threads}: another number "
                 "adds in another order"
             )
+        threads = before[0]["threads"]
+    processes.pin_threads(threads)  # before torch and BLAS are loaded and asked
+    record = provenance(threads, world)
+    if before:
         for key in ("code_revision", "packages"):
-            if first[key] != record[key]:
+            if before[0][key] != record[key]:
                 _say(f"warning: {key} is not what {path} was started with; bits may differ")
-        record["threads"] = first["threads"]
+        if told := unlike(before[-1], record["instruction_set"]):
+            _say(f"warning: {path}: {told}")
         if not next_phase:
-            first["resumed"] = [*first.get("resumed", []), record]
-            write_json(file, first)
+            write_json(file, {**before[0], "resumed": [*before[1:], record]})
     else:
         # config.yaml last: it makes the directory a run, so a kill in between leaves none.
         write_json(file, record)
         write_text(path / "config.yaml", to_yaml(settings))
-    return {"state": state, "threads": record["threads"], "revision": record["code_revision"]}
+    return {"state": state, "threads": threads, "revision": record["code_revision"]}
+
+
+def _check_world(path: Path, first: int, world: int) -> None:
+    if first != world:
+        raise ConfigError(
+            f"{path} was started with {first} processes and cannot continue with "
+            f"{world}: each process holds its share of the batches and random streams. "
+            f"Continue with {first}, or start anew with --out"
+        )
 
 
 # -- the run -------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import re
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ from typing import Any
 
 from launch.config import ConfigError, find, load
 from launch.parallel import Job, run_side_by_side
-from launch.provenance import cores
+from launch.provenance import cores, instruction_set, starts
 from launch.run import default_out, state_of
 from launch.suite import result_file
 from launch.tables import (
@@ -249,6 +250,8 @@ def sweep(made: Plan, executor: str = "local", workers: int | None = None) -> li
             "free some, or sweep a smaller budget"
         )
     with sweep_lock():
+        for line in made_elsewhere(made):
+            print(line, file=sys.stderr, flush=True)
         board = Board(made, workers)
         if executor == "ray":
             from launch.ray_executor import run_on_ray
@@ -257,6 +260,28 @@ def sweep(made: Plan, executor: str = "local", workers: int | None = None) -> li
         else:
             run_side_by_side(made.jobs, workers, board.show, retries=RETRIES)
     return [job for job in made.jobs if job.status == "failed"]
+
+
+def made_elsewhere(made: Plan) -> list[str]:
+    """Which runs, begun or finished, have starts with other kernels or threads than a sweep's now.
+
+    A sweep gives each run one thread; an unfinished run keeps the number that it began with.
+    """
+    before = {job.out: starts(job.out) for job in made.jobs if not job.suite}
+    recorded = {out: told for out, told in before.items() if told}
+    if not recorded:
+        return []
+    here, found = instruction_set(), Counter[str]()
+    for out, begun in recorded.items():
+        finished = (out / "summary.json").is_file()
+        state = "finished" if finished else "unfinished"
+        for there in {start.get("instruction_set", here) for start in begun} - {here}:
+            differs = f"instruction set {there} at a start, {here} now; bits may differ"
+            found[f"{state} runs: {differs}"] += 1
+        if (threads := begun[0]["threads"]) != 1:
+            then = "bits may differ" if finished else "they continue with as many"
+            found[f"{state} runs: threads {threads} at the start, 1 in a sweep; {then}"] += 1
+    return [f"{number} {line}" for line, number in found.items()]
 
 
 class Board:

@@ -134,6 +134,7 @@ def test_a_run_leaves_everything_it_promises(finished):
     provenance = json.loads((finished / "provenance.json").read_text())
     assert provenance["world_size"] == 1
     assert provenance["threads"] == 1
+    assert provenance["instruction_set"].startswith("torch ")
     assert provenance["code_revision"] == result["code_revision"]
     assert provenance["packages"]["torch"]
     assert provenance["command"][1:] == ["run", "sft.yaml", "--out", "finished"]
@@ -245,6 +246,24 @@ def test_another_number_of_processes_may_not_continue(folder, terminated):
     code, _, errors = reprise(folder, "resume", path)
     assert code == 2
     assert "started with 2 processes and cannot continue with 1" in errors
+
+
+def test_another_instruction_set_continues_and_says_so(folder, terminated):
+    path = folder / "elsewhere"
+    shutil.copytree(terminated[0], path)
+    first = json.loads((path / "provenance.json").read_text())
+    here = first["instruction_set"]
+    first |= {"instruction_set": "torch OTHER, OpenBLAS Older", "threads": 2}
+    (path / "provenance.json").write_text(json.dumps(first))
+    code, _, errors = reprise(folder, "resume", path)
+    assert code == 0, errors
+    told = f"torch OTHER, OpenBLAS Older at the earlier start, {here} now; bits may differ"
+    assert told in errors
+    assert "threads: 2, as at the start, not 1" in errors
+    kept = json.loads((path / "provenance.json").read_text())
+    [second] = kept.pop("resumed")
+    assert kept == first
+    assert (second["instruction_set"], second["threads"]) == (here, 2)
 
 
 def test_two_processes_train_as_one(folder, finished):

@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -198,6 +200,28 @@ def test_the_code_revision_is_the_commit_of_the_source_tree():
     assert isinstance(dirty, bool)
 
 
+def test_the_instruction_set_is_that_of_the_kernels_that_compute():
+    asked = "from launch.provenance import instruction_set; print(instruction_set())"
+    done = subprocess.run(
+        [sys.executable, "-c", asked],
+        env={**os.environ, "ATEN_CPU_CAPABILITY": "default", "OPENBLAS_CORETYPE": "Nehalem"},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith("torch DEFAULT, ")
+    if "OpenBLAS" in done.stdout:  # NumPy may be built with another BLAS
+        assert "OpenBLAS Nehalem" in done.stdout
+
+
+def test_only_a_known_other_instruction_set_is_told():
+    assert provenance.unlike({}, "torch AVX2") is None  # an older version recorded none
+    assert provenance.unlike({"instruction_set": "torch AVX2"}, "torch AVX2") is None
+    told = provenance.unlike({"instruction_set": "torch DEFAULT"}, "torch AVX2")
+    assert "torch DEFAULT at the earlier start, torch AVX2 now; bits may differ" in told
+
+
 def test_threads_follow_the_environment_and_must_make_sense(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert processes.threads() == 3
@@ -338,6 +362,8 @@ def test_doctor_says_what_can_run(reprise, monkeypatch):
     assert not paper["possible"] and any("Hub" in lack for lack in paper["lacks"])
     code, output, _ = reprise("doctor")
     assert "quickstart: " in output
+    assert found["instruction_set"].startswith("torch ")
+    assert f"computes  with {found['instruction_set']}; threads: " in output
 
 
 def test_doctor_reaches_a_hub_that_answers(monkeypatch):

@@ -1,5 +1,6 @@
 """Plans, order, retries and costs of a sweep, with real processes that take no time."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -177,3 +178,30 @@ def test_evaluations_follow_their_run(tmp_path, monkeypatch):
     done.parent.mkdir(parents=True)
     done.write_text("{}")
     assert of_run[-1].finished_before and not of_run[-2].finished_before
+
+
+def test_runs_that_were_started_elsewhere_are_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "instruction_set", lambda: "torch HERE")
+    made = sweep.Plan()
+    for name, starts in {
+        "new": [],
+        "same": [{"instruction_set": "torch HERE", "threads": 1}],
+        "older": [{"threads": 1}],
+        "half": [
+            {"instruction_set": "torch HERE", "threads": 2},
+            {"instruction_set": "torch THERE", "threads": 2},
+        ],
+        "done": [{"instruction_set": "torch THERE", "threads": 1}],
+    }.items():
+        made.add(Job("config", (), tmp_path / name), 1.0, 1.0)
+        (tmp_path / name).mkdir()
+        if starts:
+            record = {**starts[0], "resumed": starts[1:]}
+            (tmp_path / name / "provenance.json").write_text(json.dumps(record))
+    (tmp_path / "done" / "summary.json").write_text("{}")
+    assert sweep.made_elsewhere(made) == [
+        "1 unfinished runs: instruction set torch THERE at a start, torch HERE now; "
+        "bits may differ",
+        "1 unfinished runs: threads 2 at the start, 1 in a sweep; they continue with as many",
+        "1 finished runs: instruction set torch THERE at a start, torch HERE now; bits may differ",
+    ]
