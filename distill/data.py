@@ -1,33 +1,37 @@
-"""Training sets to distill, made once and kept beside CartPole's recorded replay.
+"""Training sets to distill, the same bytes on every machine, kept beside CartPole's replays.
 
-    replay   CartPole: a random part of the recorded replay of DQN as it learns. The others have no
-             recorded learner: their expert, whose exploration epsilon falls from 1 to 0.1 over the
-             copies, stands in for one
+    replay   CartPole: a random part of the recorded replay of a learner; data seed k takes
+             recording k. The others have no recorded learner: their expert, whose exploration
+             epsilon falls from 1 to 0.1 over the copies, stands in for one
     mixed    half an expert's transitions, half a random policy's
     random   a random policy's alone (which never reaches MountainCar's goal: see `training_set`)
 
-Experts: CartPole's is the recorded learner's best snapshot, acting greedily; MountainCar's pushes
-where it moves; Acrobot's swings its lower link where that moves. The sets are kept in
-`rollout.cartpole.cache_folder()`, each as round 0 of a RoundStore: reading verifies them.
+Experts: CartPole's is the recorded learner's last snapshot, acting greedily; MountainCar's pushes
+where it moves; Acrobot's swings its lower link where that moves. Dynamics and policies are portable
+(`rollout.portable`, `rollout.cartpole`), and sets that published tables use are checked against
+their SHA-256. The sets are kept in `rollout.cartpole.cache_folder()`, each as round 0 of a
+RoundStore: reading verifies them.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rollout import cartpole
-from rollout.collect import Policy, collect_transitions, episode_returns
-from rollout.environments import cartpole as cartpole_copies
-from rollout.environments import make
+from rollout.collect import Policy, collect_transitions
 from rollout.files import atomic_directory
+from rollout.portable import make_portable
 from rollout.randomness import Streams
 from rollout.store import RoundStore
 from rollout.types import Transitions
 
 KINDS = ("replay", "mixed", "random")
+SIZE = 4_000  # of the published sets
+PUBLISHED = Path(__file__).with_name("training_sets.json")
 COPIES = 50
 LONGEST = {"CartPole-v1": 500, "MountainCar-v0": 200, "Acrobot-v1": 500}  # time limits
 
@@ -36,13 +40,17 @@ def training_set(environment: str, kind: str, size: int, seed: int) -> Transitio
     """`size` transitions of one kind; the same bits for the same arguments.
 
     Raises:
-        ValueError: no such kind, a replay too short for `size`, or a set without ends.
+        ValueError: no such kind, a replay too short for `size`, a set without ends, or a published
+            set that comes out otherwise on this machine.
     """
     if kind not in KINDS:
         raise ValueError(f"data={kind!r}: the kinds are {', '.join(KINDS)}")
-    path = cartpole.cache_folder() / f"distill-{environment}-{kind}-{size}-seed-{seed}"
+    path = cartpole.cache_folder() / f"distill-portable-{environment}-{kind}-{size}-seed-{seed}"
     if not (path / "rounds").is_dir():
         data = _make(environment, kind, size, Streams(seed))
+        published = _published().get(f"{environment}-{kind}-{size}-{seed}")
+        if published is not None:
+            cartpole.verify(data, published, f"the {kind} data of {environment}, seed {seed}")
         if not data.terminated.any():
             raise ValueError(
                 f"data={kind!r}: none of {size} transitions of {environment} terminates (a random "
@@ -72,7 +80,7 @@ def write_round(root: Path, data: Transitions, metadata: dict[str, Any], index: 
 
 def _make(environment: str, kind: str, size: int, streams: Streams) -> Transitions:
     if kind == "replay" and environment == "CartPole-v1":
-        data = cartpole.replay()
+        data = cartpole.replay(seed=streams.seed)
         if len(data) < size:
             raise ValueError(f"data_size={size}: the replay has {len(data)} transitions")
         rows = streams.data("rows", kind).permutation(len(data))[:size]
@@ -93,7 +101,7 @@ def _collected(
     environment: str, name: str, epsilon: np.ndarray, size: int, streams: Streams
 ) -> Transitions:
     """A random `size` of twice as many transitions, the expert exploring with `epsilon`."""
-    copies = make(environment, COPIES)
+    copies = make_portable(environment, COPIES)
     expert = _expert(environment, streams) if (epsilon < 1).any() else None
     draw = streams.data("behaviour", environment, name)
 
@@ -117,13 +125,34 @@ def _expert(environment: str, streams: Streams) -> Policy:
         return lambda observations: np.where(observations[:, 1] >= 0, 2, 0)
     if environment == "Acrobot-v1":
         return lambda observations: np.where(observations[:, 5] >= 0, 2, 0)
-    snapshots = cartpole.behaviour()
-    policies, returns = [], []
-    for place in range(len(snapshots["epsilon"])):
-        one = {name: value[place : place + 1].copy() for name, value in snapshots.items()}
-        one["epsilon"][:] = 0.0
-        # Greedy: the generator decides nothing.
-        policies.append(cartpole._epsilon_greedy(one, COPIES, streams.data("unused", place)))
-        seed = streams.data_seed("expert")
-        returns.append(episode_returns(policies[-1], cartpole_copies(COPIES), seed).mean())
-    return policies[int(np.argmax(returns))]
+    snapshots = cartpole.behaviour(seed=streams.seed)
+    last = {name: value[-1:].copy() for name, value in snapshots.items()}
+    last["epsilon"][:] = 0.0
+    # Greedy: the generator decides nothing.
+    return cartpole.epsilon_greedy(last, COPIES, streams.data("unused"))
+
+
+def _published() -> dict[str, str]:
+    """SHA-256 of the sets behind published tables, by environment, kind, size and seed."""
+    return json.loads(PUBLISHED.read_text(encoding="utf-8"))
+
+
+def main() -> None:
+    """``python -m distill.data``: print the checksums of the published sets, as the file has them.
+
+    CartPole, seeds 0 to 2; MountainCar and Acrobot, seeds 0 to 4.
+    """
+    wanted = [("CartPole-v1", kind, seed) for kind in KINDS for seed in range(3)]
+    for environment in ("MountainCar-v0", "Acrobot-v1"):
+        wanted += [(environment, kind, seed) for kind in ("replay", "mixed") for seed in range(5)]
+    found = {
+        f"{environment}-{kind}-{SIZE}-{seed}": cartpole.transitions_sha256(
+            _make(environment, kind, SIZE, Streams(seed))
+        )
+        for environment, kind, seed in wanted
+    }
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,42 +1,46 @@
-"""Offline CartPole data: a replay of d3rlpy's DQN as it learns, recorded here and kept.
+"""Offline CartPole data: replays of a learner, recorded once, the same bytes on every machine.
 
-d3rlpy publishes such a replay, which needs a network to download. This one is made by the same
-learner on the same environment, 100,000 steps from a random policy to a good one, and is stored
-as round 0 of a `RoundStore` (10 shards of Parquet), with twenty snapshots of the learner's network.
-The snapshots make *independent* data of the same kind: `behaviour` acts as the learner did at a
-twentieth, two twentieths, ... of its training, so any number of fresh data sets can be drawn.
+The paper's data are d3rlpy's CartPole replay, which needs a network to download. Shipped here are
+three recordings of a learner of our own (`rollout.cartpole_learner`), 100,000 steps each, from
+random play to long episodes: its actions, one bit each, and twenty snapshots of its network. The
+dynamics are replayed (`rollout.portable`: +, -, * and / alone, fixed by IEEE 754 to the bit) and
+checked against a SHA-256.
+
+The snapshots make *independent* data of the same kind: `fresh` acts as the learner did at a
+twentieth, two twentieths, ... of its training, from fresh initial states. These policies are exact
+too, whatever the processor's matrix product: weights are multiples of 2^-8, what enters a layer is
+rounded to multiples of 2^-12, so that every product and sum is a multiple of 2^-20 below 2^33 and
+has an exact double; no order of adding can change it (`_check_exact` sees to that).
 """
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 import os
-import random
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rollout.collect import Policy, collect
-from rollout.environments import cartpole
+from rollout.cartpole_learner import Settings, learn
+from rollout.collect import Policy, collect_transitions
 from rollout.files import atomic_directory, sha256_file, write_json
+from rollout.portable import make_portable
 from rollout.randomness import Streams
 from rollout.store import RoundStore, shard_rows
 from rollout.types import Transitions
 
 SHARDS = 10
 SNAPSHOTS = 20
-# d3rlpy's own example for CartPole (examples/online/dqn_cartpole.py), with a smaller network.
-LEARNER: dict[str, Any] = {
-    "batch_size": 32,
-    "learning_rate": 1e-3,
-    "target_update_interval": 100,
-    "hidden_units": [64, 64],
-    "start_epsilon": 1.0,
-    "end_epsilon": 0.1,
-    "epsilon_steps": 10_000,
-    "update_start_step": 1_000,
+STEPS = 100_000
+RECORDINGS = Path(__file__).with_name("recordings")
+WEIGHT, INPUT = 2.0**8, 2.0**12  # weights are multiples of 1 / WEIGHT, inputs of 1 / INPUT
+COPIES = 5  # of CartPole for each snapshot
+# Of the transitions that the shipped recordings make, by seed.
+SHA256 = {
+    0: "7bb904a243fbaca7f601fec69fca883c86719ad83959cd94bb1be13f6a047c09",
+    1: "b57d05152e0c0431a6e2584cae435e62764962bda2e814d6caad7e18fb63916a",
+    2: "15422fee285b5c97661db37a1fbb3525707299fd4aa1f05cb5d95730881edd3e",
 }
 
 
@@ -45,31 +49,40 @@ def cache_folder() -> Path:
     return Path(os.environ.get("REPRISE_CACHE") or Path.home() / ".cache" / "reprise")
 
 
-def replay_folder(steps: int = 100_000, seed: int = 0) -> Path:
-    """Where the recorded replay lies; recorded first if missing (100,000 steps: minutes).
+def replay_folder(steps: int = STEPS, seed: int = 0) -> Path:
+    """Where the replay lies; made first if missing.
 
-    Appears whole or not at all, so that a killed recording leaves nothing behind.
+    Of the shipped recordings (100,000 steps, seeds 0 to 2) within seconds and to the same bytes
+    everywhere; any other is recorded here by the learner, a minute for 100,000 steps, and says so
+    in ``about.json``. Appears whole or not at all.
+
+    Raises:
+        ValueError: too few steps, or this machine's replay of a shipped recording is another.
     """
     if steps < SNAPSHOTS * SHARDS:
         raise ValueError(f"steps={steps}; a replay has at least {SNAPSHOTS * SHARDS} steps")
-    path = cache_folder() / f"cartpole-dqn-{steps}-seed-{seed}"
+    path = cache_folder() / f"cartpole-replay-{steps}-seed-{seed}"
     if not (path / "rounds").is_dir():
+        shipped = _shipped(steps, seed)
+        recording = _load(shipped) if shipped else record(steps, seed)
+        transitions = _played(recording, seed)
+        if shipped:
+            verify(transitions, SHA256[seed], f"the recorded replay of seed {seed}")
         with atomic_directory(path) as folder:
-            transitions, networks = _learn(steps, seed)
-            np.savez(folder / "snapshots.npz", **networks)
-            _store(folder, transitions, steps, seed)
+            np.savez(folder / "snapshots.npz", **_behaviour(recording))
+            _store(folder, transitions, steps, seed, shipped is not None)
     return path
 
 
-def replay(steps: int = 100_000, seed: int = 0) -> Transitions:
-    """Return the recorded replay, verified against its checksums."""
+def replay(steps: int = STEPS, seed: int = 0) -> Transitions:
+    """Return the replay, verified against its checksums."""
     data = RoundStore(replay_folder(steps, seed) / "rounds").read(0).data
     assert isinstance(data, Transitions)
     return data
 
 
-def behaviour(steps: int = 100_000, seed: int = 0) -> dict[str, np.ndarray]:
-    """Networks and exploration of the learner's snapshots, read from the recorded replay."""
+def behaviour(steps: int = STEPS, seed: int = 0) -> dict[str, np.ndarray]:
+    """Networks and exploration of the learner's snapshots: weights [20, in, out] by layer."""
     with np.load(replay_folder(steps, seed) / "snapshots.npz") as file:
         return {name: file[name] for name in file.files}
 
@@ -80,30 +93,36 @@ def fresh(
     """Collect `steps` transitions anew, an equal share under each snapshot.
 
     Every call with another index, or with streams of another seed, is an independent data set:
-    five copies of CartPole for each snapshot, from fresh initial states, epsilon-greedy.
+    five copies of CartPole for each snapshot, from fresh initial states, epsilon-greedy. The same
+    bytes on every machine.
     """
-    copies = 5 * len(snapshots["epsilon"])
-    policy = _epsilon_greedy(snapshots, 5, streams.data("behaviour", *index))
-    # A share of the steps only resets; one in nine is more than the shortest episodes need.
-    enough = -(-steps * 9 // (8 * copies)) + 2
-    parts = collect(policy, cartpole(copies), enough, streams.data_seed("environment", *index))
+    copies = COPIES * len(snapshots["epsilon"])
+    policy = epsilon_greedy(snapshots, COPIES, streams.data("behaviour", *index))
+    environments = make_portable("CartPole-v1", copies)
+    each = -(-steps // copies)
+    parts = collect_transitions(
+        policy, environments, each, streams.data_seed("environment", *index)
+    )
+    if len(parts) == steps:
+        return parts
     rows = streams.data("rows", *index).permutation(len(parts))[:steps]
-    if len(rows) < steps:
-        raise ValueError(f"steps={steps}: only {len(rows)} were collected; episodes are too short")
     return parts.take(np.sort(rows))
 
 
-def _epsilon_greedy(
+def epsilon_greedy(
     snapshots: dict[str, np.ndarray], copies_each: int, generator: np.random.Generator
 ) -> Policy:
+    """Every snapshot's policy for `copies_each` copies: observations [S * copies_each, 4]."""
     count = len(snapshots["epsilon"])
     epsilon = np.repeat(snapshots["epsilon"], copies_each)
+    layers = sum(name.startswith("weight") for name in snapshots)
+    _check_exact(snapshots, layers)
 
     def act(observations: np.ndarray) -> np.ndarray:
-        hidden = observations.reshape(count, copies_each, -1)
-        layers = sum(name.startswith("weight") for name in snapshots)
+        hidden = observations.astype(np.float64).reshape(count, copies_each, -1)
         for layer in range(layers):
-            hidden = hidden @ snapshots[f"weight{layer}"].transpose(0, 2, 1)
+            hidden = np.rint(hidden * INPUT) / INPUT
+            hidden = hidden @ snapshots[f"weight{layer}"]
             hidden = hidden + snapshots[f"bias{layer}"][:, None]
             if layer < layers - 1:
                 hidden = np.maximum(hidden, 0.0)
@@ -114,11 +133,98 @@ def _epsilon_greedy(
     return act
 
 
-def _store(folder: Path, transitions: Transitions, steps: int, seed: int) -> None:
-    metadata = {
+def _check_exact(snapshots: dict[str, np.ndarray], layers: int) -> None:
+    """Every sum has a double of its own: weights on their grid, and no value of 2^33 or more."""
+    bound = np.full(snapshots["weight0"].shape[1], 8.0)  # CartPole's observations are below 8
+    for layer in range(layers):
+        weight, bias = snapshots[f"weight{layer}"], snapshots[f"bias{layer}"]
+        for values in (weight, bias):
+            assert np.array_equal(values * WEIGHT, np.rint(values * WEIGHT)), "not on the grid"
+        bound = (bound @ np.abs(weight) + np.abs(bias)).max(0)
+        assert bound.max() < 2.0**33, "sums would round"
+
+
+# -- recordings ------------------------------------------------------------------------------------
+
+
+def record(steps: int, seed: int, settings: Settings | None = None) -> dict[str, np.ndarray]:
+    """Let the learner learn; its actions in bits and its snapshots in whole numbers.
+
+    Of episodes nothing is kept: the states they start from follow from the seed.
+    """
+    course = learn(steps, seed, SNAPSHOTS, settings)
+    recording = {
+        "steps": np.int64(steps),
+        "actions": np.packbits(course.actions),
+        "epsilon": np.array(course.epsilons),
+    }
+    for layer in range(len(course.networks[0])):
+        for place, name in enumerate(("weight", "bias")):
+            values = np.stack([network[layer][place] for network in course.networks])
+            recording[f"{name}{layer}"] = np.rint(values * WEIGHT).astype(np.int16)
+    return recording
+
+
+def verify(data: Transitions, expected: str, what: str) -> None:
+    """Refuse transitions that are not the published ones.
+
+    Raises:
+        ValueError: says what differs and what to do.
+    """
+    found = transitions_sha256(data)
+    if found != expected:
+        raise ValueError(
+            f"{what}: this machine makes other transitions (SHA-256 {found[:12]}..., published "
+            f"{expected[:12]}...), so no published table can be made from them here. They use "
+            "only +, -, *, / and rounding: please report processor and numpy version; a damaged "
+            "installation is mended by installing Reprise again"
+        )
+
+
+def transitions_sha256(data: Transitions) -> str:
+    """SHA-256 over the bytes of every column, in order."""
+    digest = hashlib.sha256()
+    for column in (
+        data.observations,
+        data.actions,
+        data.rewards,
+        data.next_observations,
+        data.terminated,
+        data.truncated,
+    ):
+        digest.update(np.ascontiguousarray(column).tobytes())
+    return digest.hexdigest()
+
+
+def _shipped(steps: int, seed: int) -> Path | None:
+    file = RECORDINGS / f"cartpole-{seed}.npz"
+    return file if steps == STEPS and seed in SHA256 else None
+
+
+def _load(file: Path) -> dict[str, np.ndarray]:
+    with np.load(file) as stored:
+        return {name: stored[name] for name in stored.files}
+
+
+def _behaviour(recording: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Snapshots as `epsilon_greedy` wants them."""
+    names = [name for name in recording if name.startswith(("weight", "bias"))]
+    return {name: recording[name] / WEIGHT for name in names} | {"epsilon": recording["epsilon"]}
+
+
+def _played(recording: dict[str, np.ndarray], seed: int) -> Transitions:
+    """What the recorded actions lead to, from the states that the seed starts from."""
+    actions = np.unpackbits(recording["actions"], count=int(recording["steps"])).astype(np.int64)
+    turn = iter(actions)
+    environments = make_portable("CartPole-v1", 1)
+    return collect_transitions(lambda _: np.array([next(turn)]), environments, len(actions), seed)
+
+
+def _store(folder: Path, transitions: Transitions, steps: int, seed: int, shipped: bool) -> None:
+    metadata: dict[str, Any] = {
         "config_sha256": None,
         "code_revision": None,
-        "policy": f"d3rlpy DQN while learning, {LEARNER}",
+        "policy": f"Double DQN while learning, {Settings()}",
         "reward_model": None,
         "random_state": {"seed": seed},
     }
@@ -129,105 +235,29 @@ def _store(folder: Path, transitions: Transitions, steps: int, seed: int) -> Non
     write_json(
         folder / "about.json",
         {
-            "environment": "CartPole-v1",
+            "environment": "CartPole-v1, portable dynamics",
             "steps": steps,
             "seed": seed,
-            "learner": LEARNER,
+            "learner": "rollout.cartpole_learner",
+            "source": "shipped recording" if shipped else "recorded on this machine",
+            "transitions_sha256": transitions_sha256(transitions),
             "snapshots_sha256": sha256_file(folder / "snapshots.npz"),
         },
     )
 
 
-def _learn(steps: int, seed: int) -> tuple[Transitions, dict[str, np.ndarray]]:
-    """Train DQN for `steps` and return every transition, with SNAPSHOTS copies of its network."""
-    import d3rlpy
-    import gymnasium
-    import torch
-    from d3rlpy.algos import DQNConfig, LinearDecayEpsilonGreedy
-    from d3rlpy.logging import NoopAdapterFactory
-    from d3rlpy.models.encoders import VectorEncoderFactory
-
-    # d3rlpy draws from the global generators; whoever calls us finds theirs as they left them.
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    d3rlpy.seed(seed)
-    recorder = _recorder(gymnasium.make("CartPole-v1"), seed)
-    explorer = LinearDecayEpsilonGreedy(
-        LEARNER["start_epsilon"], LEARNER["end_epsilon"], LEARNER["epsilon_steps"]
-    )
-    learner = DQNConfig(
-        batch_size=LEARNER["batch_size"],
-        learning_rate=LEARNER["learning_rate"],
-        target_update_interval=LEARNER["target_update_interval"],
-        encoder_factory=VectorEncoderFactory(LEARNER["hidden_units"]),
-    ).create(device="cpu")
-    networks: list[dict[str, np.ndarray]] = []
-
-    def snapshot(algorithm: Any, _: int, step: int) -> None:
-        if step % (steps // SNAPSHOTS) == 0 and len(networks) < SNAPSHOTS:
-            networks.append(_network(algorithm.impl.q_function[0], explorer.compute_epsilon(step)))
-
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # d3rlpy logs to standard output
-            learner.fit_online(
-                recorder,
-                buffer=d3rlpy.dataset.create_fifo_replay_buffer(steps, env=recorder),
-                explorer=explorer,
-                n_steps=steps,
-                n_steps_per_epoch=steps,
-                update_start_step=min(LEARNER["update_start_step"], steps // 10),
-                save_interval=2,  # never: there is one epoch
-                logger_adapter=NoopAdapterFactory(),
-                show_progress=False,
-                callback=snapshot,
-            )
-    finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])
-        torch.set_rng_state(before[2])
-    return recorder.transitions(), {
-        name: np.stack([network[name] for network in networks]) for name in networks[0]
-    }
+def main() -> None:
+    """``python -m rollout.cartpole``: record seeds 0, 1 and 2 anew, for the package."""
+    RECORDINGS.mkdir(exist_ok=True)
+    for seed in range(3):
+        recording = record(STEPS, seed)
+        np.savez_compressed(RECORDINGS / f"cartpole-{seed}.npz", **recording)
+        played = _played(recording, seed)
+        ends = np.flatnonzero(played.terminated | played.truncated)
+        lengths = np.diff(ends, prepend=-1)
+        fifths = [round(float(lengths[(ends * 5 // STEPS) == fifth].mean())) for fifth in range(5)]
+        print(f"{seed}: {transitions_sha256(played)}  mean episode lengths by fifths {fifths}")
 
 
-def _network(module: Any, epsilon: float) -> dict[str, np.ndarray]:
-    """Weights and biases of a d3rlpy Q-function, by layer, as they are now."""
-    tensors = [tensor.detach().cpu().numpy().copy() for tensor in module.parameters()]
-    weights = [tensor for tensor in tensors if tensor.ndim == 2]
-    biases = [tensor for tensor in tensors if tensor.ndim == 1]
-    assert len(weights) == len(biases) == len(LEARNER["hidden_units"]) + 1
-    network = {f"weight{layer}": weight for layer, weight in enumerate(weights)}
-    network |= {f"bias{layer}": bias for layer, bias in enumerate(biases)}
-    return {**network, "epsilon": np.float64(epsilon)}
-
-
-def _recorder(environment: Any, seed: int) -> Any:
-    """Wrap an environment so that it remembers every step; the first reset is seeded."""
-    import gymnasium
-
-    class Recorder(gymnasium.Wrapper):
-        def __init__(self) -> None:
-            super().__init__(environment)
-            self.rows: list[tuple[Any, ...]] = []
-            self.seed: int | None = seed
-
-        def reset(self, **_: Any) -> tuple[Any, dict[str, Any]]:
-            self.observation, about = self.env.reset(seed=self.seed)
-            self.seed = None
-            return self.observation, about
-
-        def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-            following, reward, terminated, truncated, about = self.env.step(int(action))
-            self.rows.append(
-                (self.observation, int(action), reward, following, terminated, truncated)
-            )
-            self.observation = following
-            return following, reward, terminated, truncated, about
-
-        def transitions(self) -> Transitions:
-            columns = [np.array(column) for column in zip(*self.rows, strict=True)]
-            dtypes = (np.float32, np.int64, np.float32, np.float32, np.bool_, np.bool_)
-            return Transitions(
-                *(column.astype(kind) for column, kind in zip(columns, dtypes, strict=True))
-            )
-
-    return Recorder()
+if __name__ == "__main__":
+    main()
