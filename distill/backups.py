@@ -35,6 +35,7 @@ import torch
 
 from distill.offline_rl import Descent, Domain, Dynamics, Points
 from distill.predictors import Batch, Networks, draw_networks
+from rollout.draws import categorical
 
 Maps = Callable[[int], Networks]
 
@@ -172,7 +173,7 @@ def distill_backups(
         likely = torch.exp(value_weight * best).mean(0).double().numpy()
         likely /= likely.sum()
     for step in range(steps):
-        chosen = torch.as_tensor(generator.choice(len(likely), rows, p=likely))
+        chosen = torch.as_tensor(categorical(generator, likely, rows))
         values, between = mismatch(
             maps(step),
             points.batch(),

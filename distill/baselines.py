@@ -21,6 +21,7 @@ import torch
 
 from distill.offline_rl import Domain, starting_rows, terminal_count
 from distill.predictors import Batch, Networks, draw_networks
+from rollout.draws import settled
 from rollout.types import Transitions
 
 SUBSETS = ("random", "stratified", "balanced", "leverage", "kmeans")
@@ -49,7 +50,8 @@ def subset(
         rows = generator.permutation(len(data))[:size]
     elif method == "leverage":
         scores = leverage(_columns(full))
-        rows = generator.choice(len(data), size, replace=False, p=scores / scores.sum())
+        shares = settled(scores / scores.sum())
+        rows = generator.choice(len(data), size, replace=False, p=shares)
     elif method == "kmeans":
         return medoids(data, full, size, None, generator)
     else:

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rollout.draws import multinomial
+
 TOLERANCE = 1e-8
 
 
@@ -132,7 +134,7 @@ class LinearMDP:
     ) -> np.ndarray:
         """How often each s' came in `samples` [K] draws from P_h at `pairs` [K]: [K, S]."""
         table = self._rows(h).reshape(-1, len(self.initial))
-        return generator.multinomial(samples, table[pairs])
+        return multinomial(generator, samples, table[pairs])
 
     # -- episodic access -----------------------------------------------------------------------
 
@@ -141,10 +143,10 @@ class LinearMDP:
     ) -> np.ndarray:
         """Follow a policy [H, S] for `episodes` episodes: counts [H, S, S'] of its transitions."""
         states = np.arange(len(self.initial))
-        here = generator.multinomial(episodes, self.initial / self.initial.sum())
+        here = multinomial(generator, episodes, self.initial / self.initial.sum())
         counts = np.zeros((self.horizon, len(states), len(states)), dtype=np.int64)
         for h in range(self.horizon):
-            counts[h] = generator.multinomial(here, self._rows(h)[states, policy[h]])
+            counts[h] = multinomial(generator, here, self._rows(h)[states, policy[h]])
             here = counts[h].sum(0)
         return counts
 

@@ -229,9 +229,23 @@ def _fork(request: dict[str, Any]) -> dict[str, Any]:
         if ended and not status:
             status = os.waitstatus_to_exitcode(ended)
             if request["signal"] == signal.SIGKILL:
-                for other in children:
-                    os.kill(other, signal.SIGKILL)
+                # One that ended of itself leaves the others time to say why, as a launcher does.
+                end(children, 0 if status == KILLED else 10)
     return {"status": status}
+
+
+LOOK = os.WEXITED | os.WNOHANG | os.WNOWAIT  # whether it ended, leaving it to os.wait
+
+
+def end(children: list[int], seconds: float) -> None:
+    """Kill those of `children` that have not ended by themselves after `seconds`."""
+    last = time.monotonic() + seconds
+    waiting = list(children)
+    while waiting and time.monotonic() < last:
+        waiting = [child for child in waiting if os.waitid(os.P_PID, child, LOOK) is None]
+        time.sleep(0.02)
+    for child in waiting:
+        os.kill(child, signal.SIGKILL)
 
 
 NEXT_PHASE = 77  # exit status of a child that ended a phase of a staged run

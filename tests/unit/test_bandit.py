@@ -356,8 +356,9 @@ def test_intervals_of_the_ratio_of_pairs(tmp_path):
         low, high = row["ratio_ci95"]
         assert row["groups"] == 10
         assert 0 < low < row["ratio"] < high
-        # The geometric mean of ten groups' ratios is about the ratio of all.
-        assert row["ratio"] / (row["offline"] / row["on_policy"]) == pytest.approx(1, abs=0.6)
+        # The geometric mean of ten groups' ratios is the ratio of all, to within a factor of two:
+        # a group has three replicas.
+        assert 0.5 < row["ratio"] / (row["offline"] / row["on_policy"]) < 2
 
 
 def test_quantiles_have_intervals_over_groups():
