@@ -30,8 +30,8 @@ from sklearn.kernel_approximation import RBFSampler
 from sklearn.linear_model import Ridge
 
 from launch.provenance import cores, cpu_name
-from rl.config import FQIMethod
-from rl.fqi import SCALE, Encoded, Fourier, fit
+from rl.config import FQIFeatures, FQIMethod
+from rl.fqi import Encoded, Fourier, fit
 from rl.regression import one_thread
 from rl.rounding import draw_offsets, round_to_grid
 from rollout.collect import collect
@@ -40,7 +40,8 @@ from rollout.randomness import Streams
 from rollout.types import Transitions
 
 LAMBDA, BANDWIDTH, FRACTION = 0.1, 0.7, 0.5
-METHOD = FQIMethod()
+METHOD = FQIMethod(reward="step", reward_scale=1.0)
+SCALE = (2.4, 2.0, 0.21, 2.0)
 STREAMS = Streams(0)
 
 
@@ -110,18 +111,28 @@ def growth(data: Transitions, runs: int) -> dict[str, dict[int, float]]:
 
 def batched(data: Transitions, counts: np.ndarray, width: int) -> np.ndarray:
     """All runs at once: weights [R, D]."""
-    encoded = Encoded.of(data, Fourier.draw(width, BANDWIDTH, STREAMS))
+    encoded = Encoded.of(data, draw(width), METHOD)
     return fit(encoded, counts, np.array([LAMBDA]), METHOD, STREAMS)[:, 0]
+
+
+def draw(width: int) -> Fourier:
+    """Random Fourier features of (s / scale, a), which scikit-learn has too."""
+    settings = FQIFeatures(
+        kind="fourier", count=width, bandwidth=BANDWIDTH, scale=SCALE, constant=0
+    )
+    return Fourier.draw(settings, STREAMS)
 
 
 def looped(data: Transitions, counts: np.ndarray, width: int) -> np.ndarray:
     """One run after another, with scikit-learn: weights [R, D]."""
-    fourier = Fourier.draw(width, BANDWIDTH, STREAMS)
+    fourier = draw(width)
     results = []
     for count in counts:
         part = data.take(np.flatnonzero(count))
         sampler = RBFSampler(gamma=0.5 / BANDWIDTH**2, n_components=width).fit(np.zeros((1, 5)))
-        sampler.random_weights_ = np.vstack([fourier.frequencies * SCALE[:, None], fourier.action])
+        sampler.random_weights_ = np.vstack(
+            [fourier.frequencies * np.array(SCALE)[:, None], fourier.action]
+        )
         sampler.random_offset_ = fourier.phase
         taken = sampler.transform(inputs(part.observations, 2.0 * part.actions - 1))
         ahead = [sampler.transform(inputs(part.next_observations, sign)) for sign in (-1.0, 1.0)]

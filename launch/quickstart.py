@@ -38,9 +38,14 @@ METHODS = {
 # The other families: what to say of each, and where its summary has the numbers.
 OTHERS = {
     "fqi_cartpole": (
-        "replicable fitted Q-iteration, most data: {:.0%} of runs have identical weights, return "
-        "{:.0f}",
-        ("cells[-1].agreement", "cells[-1].return_mean"),
+        "replicable fitted Q-iteration, five internal seeds, independent data: {:.0%} of pairs of "
+        "runs have identical weights, return {:.0f} (without data {:.0f}, not rounded {:.0f})",
+        (
+            "cells[-1].pairwise_identity",
+            "cells[-1].return_mean",
+            "no_data.return_mean",
+            "cells[transitions=1000000,arm=not rounded,lambda=1.0].return_mean",
+        ),
     ),
     "pqn_cartpole": ("PQN on CartPole: greedy return {:.0f} of 500", ("evaluation_return_mean",)),
     "distill_regression": (

@@ -39,6 +39,22 @@ def pairwise_identity(labels: Sequence[object] | np.ndarray) -> float:
     return float((counts * (counts - 1)).sum() / (total * (total - 1)))
 
 
+def identity_values(labels: np.ndarray) -> np.ndarray:
+    """Jackknife pseudo-values [R] of `pairwise_identity`, whose mean it is.
+
+        theta_i = R theta - (R - 1) theta_(-i),     theta_(-i): without run i
+
+    Pairs share runs and are not independent; these values nearly are (Tukey 1958). Two runs: the
+    one pair's value, twice.
+    """
+    count = len(labels)
+    whole = pairwise_identity(labels)
+    if count == 2:
+        return np.full(2, whole)
+    without = [pairwise_identity(np.delete(labels, i)) for i in range(count)]
+    return count * whole - (count - 1) * np.array(without)
+
+
 class Trace:
     """Follows replicas through the rounding steps of an algorithm: who still agrees, and why.
 

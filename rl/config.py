@@ -36,11 +36,46 @@ class Experiment(Settings):
 # -- fitted Q-iteration ----------------------------------------------------------------------------
 
 
+class FQIFeatures(Settings):
+    """What Q is linear in: random features of the state and the action, -1 or +1."""
+
+    kind: Literal["mirror", "fourier"] = Field(
+        "mirror",
+        description="mirror: a sin(omega . s), which knows that CartPole mirrored is CartPole, "
+        "with omega > 0; fourier: cos(omega . (s, a) + b), which knows nothing of it",
+    )
+    count: int = Field(3, ge=1, description="M, number of random features")
+    bandwidth: float = Field(0.375, gt=0, description="of the features' kernel, in units of scale")
+    scale: tuple[Positive, Positive, Positive, Positive] = Field(
+        (4.8, 3.0, 0.21, 1.0),
+        description="unit of position [m], velocity [m/s], angle [rad], angular velocity [rad/s]",
+    )
+    constant: float = Field(
+        30.0,
+        ge=0,
+        description="value of one feature more, the same everywhere: the larger, the less its "
+        "weight is penalized and the coarser its grid; 0: no such feature",
+    )
+
+    @property
+    def width(self) -> int:
+        """D, entries of the weights."""
+        return self.count + (self.constant > 0)
+
+
 class FQIMethod(Settings):
     """Fitted Q-iteration: the paper's procedure, and changes to it."""
 
     backups: int = Field(5, ge=1, description='"5 rounds of value backups"')
     gamma: float = Field(0.99, ge=0, lt=1, description="discount")
+    reward: Literal["step", "failure"] = Field(
+        "failure",
+        description="step: 1 each step (CartPole's); failure: -1 where the pole fell, 0 elsewhere; "
+        "both order policies alike",
+    )
+    reward_scale: Positive = Field(
+        500.0, description="factor R of the reward: weights grow with it, and alpha does not"
+    )
     alpha: Positive | None = Field(0.2, description="width of the rounding grid; null: unrounded")
     bound: float = Field(1e6, gt=0, description="largest weight that can be rounded, -b_s = b_e")
     rounding: Literal["every", "last"] = Field(
@@ -66,38 +101,51 @@ class FQIMethod(Settings):
 
 
 class FQI(Experiment):
-    """Replicable fitted Q-iteration on CartPole over random Fourier features (Figure 1)."""
+    """Replicable fitted Q-iteration on CartPole over random features (Figure 1)."""
 
     experiment: Literal["rl.fqi"]
     data: str = Field(
         "dqn-replay",
-        description="'dqn-replay' (recorded here), 'd3rlpy:cartpole-replay', 'minari:ID', or the "
-        "path of a Minari data set or a RoundStore",
+        description="'dqn-replay' (recorded, shipped), 'd3rlpy:cartpole-replay', 'minari:ID', or "
+        "the path of a Minari data set or a RoundStore",
     )
     data_size: int = Field(100_000, ge=1, description="transitions in the set: fraction 1")
-    data_seed: int = Field(0, ge=0, description="seed of the recorded replay")
+    recordings: list[Annotated[int, Field(ge=0)]] = Field(
+        [0], min_length=1, description="seeds of the recorded replays; 0, 1 and 2 are shipped"
+    )
     protocol: Literal["subsample", "resample", "fresh"] = Field(
-        "subsample",
-        description="each run's data: a random part of the one set (the paper's), independent "
-        "draws with replacement from it, or newly collected by the learner's snapshots",
+        "fresh",
+        description="each run's data: newly collected by the recorded learner's snapshots "
+        "(independent), a random part of the one set (the paper's: runs share data), or draws "
+        "with replacement from it",
     )
     fractions: list[Annotated[float, Field(gt=0, le=1)]] = Field(
         min_length=1, description="data of a run, as a share of data_size"
     )
     lambdas: list[Positive] = Field(min_length=1, description="lambda, ridge regularization")
-    features: int = Field(16, ge=1, description="D, number of random Fourier features")
-    bandwidth: float = Field(0.7, gt=0, description="of the features' Gaussian kernel")
+    features: FQIFeatures = FQIFeatures()
     method: FQIMethod = FQIMethod()
-    baseline: bool = Field(True, description="also without regularization and rounding")
+    baseline: bool = Field(
+        True, description="also the arms without regularization and without rounding"
+    )
     episodes: int = Field(10, ge=1, description="episodes behind the return of a run")
+    enough: float = Field(400.0, description="a return that counts as balancing")
 
     @model_validator(mode="after")
-    def _fresh_data_come_from_the_recorded_learner(self) -> FQI:
-        if self.protocol == "fresh" and self.data != "dqn-replay":
-            raise ValueError(
-                f"protocol=fresh with data={self.data!r}: only 'dqn-replay' has the learner's "
-                "snapshots that can act anew; use protocol=resample for independent draws"
-            )
+    def _only_recordings_are_many_and_act_anew(self) -> FQI:
+        if self.data != "dqn-replay":
+            if self.protocol == "fresh":
+                raise ValueError(
+                    f"protocol=fresh with data={self.data!r}: only 'dqn-replay' has the learner's "
+                    "snapshots that can act anew; use protocol=resample for independent draws"
+                )
+            if len(self.recordings) > 1:
+                raise ValueError(
+                    f"recordings={self.recordings} with data={self.data!r}: that is one set; leave "
+                    "recordings out, or use data=dqn-replay"
+                )
+        if len(set(self.recordings)) < len(self.recordings):
+            raise ValueError(f"recordings={self.recordings} names one twice; list each once")
         return self
 
 

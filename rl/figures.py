@@ -12,49 +12,49 @@ from rollout.intervals import student_half
 
 
 def draw_figure_one(summary: dict[str, Any], path: Path) -> None:
-    """Return and share of identical weights against data (Figure 1), as `path`.png and `path`.svg.
+    """Return and pairs with identical weights against data (Figure 1), as `path`.png and .svg.
 
-    Thin lines are single internal seeds, where there are several.
+    Bands are 95% intervals over internal seeds and data; dashed lines are not rounded, and grey
+    ones not regularized.
     """
     figure, panels = start(2)
-    lines = {f"$\\lambda$ = {c['lambda']:g}": c["lambda"] for c in summary["cells"]}
-    curves = {
-        label: [c for c in summary["cells"] if c["lambda"] == value]
-        for label, value in lines.items()
-    }
-    if summary["baseline"]:
-        curves["not replicable"] = summary["baseline"]
-    for place, (label, cells) in enumerate(curves.items()):
-        dashed = label == "not replicable"
-        style: dict[str, Any] = {
-            "color": "grey" if dashed else COLOURS[place % len(COLOURS)],
-            "linestyle": "--" if dashed else "-",
-        }
-        x = [100 * cell["fraction"] for cell in cells]
-        for panel, mean, seeds in (
-            (panels[0], "return_mean", "return_by_seed"),
-            (panels[1], "agreement", "agreement_by_seed"),
-        ):
-            y = np.array([cell[mean] for cell in cells])
-            panel.plot(x, y, label=label, marker=MARKERS[place % 6], markersize=4, **style)
-            if len(summary["internal_seeds"]) > 1:
-                low, high = np.percentile([cell[seeds] for cell in cells], [25, 75], axis=1)
-                panel.fill_between(x, low, high, color=style["color"], alpha=0.12, lw=0)
-    panels[0].set_ylabel("return")
+    cells = summary["cells"]
+    strengths = list(dict.fromkeys(cell["lambda"] for cell in cells))
+    for arm in ("rounded", "not rounded"):
+        rounded = arm == "rounded"
+        for place, strength in enumerate(strengths):
+            curve = [c for c in cells if c["lambda"] == strength and c["arm"] == arm]
+            if not curve:
+                continue
+            style: dict[str, Any] = {
+                "color": COLOURS[place % len(COLOURS)] if strength else "grey",
+                "linestyle": "-" if rounded else "--",
+            }
+            label = f"$\\lambda$ = {strength:g}" + ("" if rounded else ", not rounded")
+            x = [cell["transitions"] for cell in curve]
+            for panel, mean in ((panels[0], "return_mean"), (panels[1], "pairwise_identity")):
+                if mean not in curve[0]:
+                    continue
+                y = [cell[mean] for cell in curve]
+                panel.plot(x, y, label=label, marker=MARKERS[place % 6], markersize=4, **style)
+                band = np.array([cell[f"{mean.removesuffix('_mean')}_ci95"] for cell in curve]).T
+                if rounded and np.isfinite(band).all():
+                    panel.fill_between(x, *band, color=style["color"], alpha=0.12, lw=0)
+    panels[0].axhline(summary["no_data"]["return_mean"], color="black", lw=0.8, ls=":")
+    panels[0].set_ylabel("return (dotted: of the grid alone, without data)")
     panels[0].set_ylim(0, 520)
-    panels[1].set_ylabel("share of the most common weights")
+    panels[1].set_ylabel("pairs of runs with identical weights")
     panels[1].set_ylim(-0.02, 1.02)
     for panel in panels:
-        panel.set_xlabel("data used by a run (% of the set)")
-    panels[1].legend(frameon=False, fontsize=8)
-    seeds = summary["internal_seeds"]
-    told = f"internal seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} internal seeds"
-    runs = summary["cells"][0]["runs"]
+        panel.set_xscale("log")
+        panel.set_xlabel("transitions of a run")
+    panels[0].legend(frameon=False, fontsize=7)
+    seeds, learners = len(summary["internal_seeds"]), len(summary["recordings"])
     finish(
         figure,
         path,
-        f"{summary['protocol']}: {runs} runs for each of {told}"
-        + ("" if len(seeds) == 1 else "; bands: middle half of the seeds"),
+        f"{summary['protocol']}: {cells[0]['runs']} runs for each of {seeds} internal seeds and "
+        f"{learners} recorded learners; bands: 95% intervals",
     )
 
 

@@ -4,8 +4,16 @@
     V_k(s') = max_a <w_k, phi(s', a)>, 0 where the episode terminated
 
 for k < 5 backups, on a shared grid of width .2 with fresh offsets for each entry and backup, over
-random Fourier features of (s / scale, a = +-1):  phi = sqrt(2/D) cos(omega . (s, a) + b). Features,
-scale and grid come from the internal stream and never from the data.
+random features of a state s and an action a = -1 or +1. Features, their scale and the grid come
+from the internal stream and never from the data. The paper says "random Fourier features" and no
+more; there are two kinds here (`rl.config.FQIFeatures`):
+
+    mirror:   phi_j = a sin(omega_j . s) / sqrt(M),   omega_j > 0
+    fourier:  phi_j = sqrt(2/M) cos(omega_j . s / scale + nu_j a + b_j)
+
+CartPole mirrored is CartPole: Q(-s, -a) = Q(s, a), which holds for every w with the first kind.
+Both kinds may have a constant c as one feature more. It stands for the mean of Q; the larger c is,
+the less the ridge penalizes its weight and the less the grid sees of it.
 
 How replicas are batched: a data set drawn from one set of N transitions is a row of counts [N], so
 all Gram matrices are one matrix product (counts with the products phi_i phi_j), and so is each
@@ -15,10 +23,11 @@ backup's moment, whatever lambda. Blocks of transitions keep the work in the cac
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
-from rl.config import FQIMethod
+from rl.config import FQIFeatures, FQIMethod
 from rl.regression import one_thread, ridge
 from rl.rounding import hypergrid_rounding
 from rollout.collect import episode_returns
@@ -26,47 +35,107 @@ from rollout.environments import cartpole
 from rollout.randomness import Streams
 from rollout.types import Transitions
 
-# Positions and angles by the thresholds of CartPole, velocities by what its episodes reach.
-SCALE = np.array([2.4, 2.0, 0.21, 2.0])
 BLOCK = 2**16  # numbers in a block: half a megabyte stays in a core's cache
+
+
+class Features(Protocol):
+    """phi of a state and one of two actions: observations [..., 4], a -> [..., D]."""
+
+    def __call__(self, observations: np.ndarray, sign: np.ndarray | float) -> np.ndarray:
+        """phi [..., D] of the action -1 or +1 (or an array of them, [..., 1])."""
+
+    def greedy(self, weights: np.ndarray, observations: np.ndarray) -> np.ndarray:
+        """argmax_a <w, phi(s, a)> of weights [U, D] at observations [U, E, 4]: actions [U, E]."""
+
+
+def draw_features(settings: FQIFeatures, streams: Streams) -> Mirror | Fourier:
+    """Draw a kind of features from the internal stream."""
+    kind = Mirror if settings.kind == "mirror" else Fourier
+    return kind.draw(settings, streams)
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """a sin(omega_j . s) / sqrt(M), and a constant: Q(-s, -a) = Q(s, a)."""
+
+    frequencies: np.ndarray  # omega [4, M], positive
+    constant: float = 0.0
+
+    @classmethod
+    def draw(cls, settings: FQIFeatures, streams: Streams) -> Mirror:
+        """omega_j = 2 |u_j| / (bandwidth * scale), u_j the rows of random orthogonal matrices.
+
+        2 is about the length of a standard Gaussian in four dimensions; orthogonal rows cover them
+        better than independent ones (Yu et al. 2016). In absolute value, because a lean to the
+        right, a fall to the right and a drift to the right all ask for the same push.
+        """
+        generator = streams.internal("features", settings.count)
+        rows = [
+            np.linalg.qr(generator.standard_normal((4, 4)))[0] for _ in range(0, settings.count, 4)
+        ]
+        units = np.abs(np.concatenate(rows)[: settings.count]).T
+        scale = settings.bandwidth * np.array(settings.scale)
+        return cls(2.0 * units / scale[:, None], settings.constant)
+
+    def _sines(self, observations: np.ndarray) -> np.ndarray:
+        """The sine in single precision is many times faster and off by 1e-6, for all alike."""
+        angles = observations.astype(np.float64) @ self.frequencies
+        return np.sin(angles.astype(np.float32)).astype(np.float64)
+
+    def __call__(self, observations: np.ndarray, sign: np.ndarray | float) -> np.ndarray:
+        """phi [..., D]; see `Features`."""
+        odd = self._sines(observations) * (sign / np.sqrt(self.frequencies.shape[1]))
+        return _with_constant(odd, self.constant)
+
+    def greedy(self, weights: np.ndarray, observations: np.ndarray) -> np.ndarray:
+        """Greedy actions [U, E]; see `Features`."""
+        advantage = self._sines(observations) @ weights[:, : self.frequencies.shape[1], None]
+        return (advantage[..., 0] > 0).astype(np.int64)
 
 
 @dataclass(frozen=True)
 class Fourier:
-    """Random Fourier features of a state and one of two actions: [..., 4], a -> [..., D]."""
+    """Random Fourier features (Rahimi and Recht 2007) of (s / scale, a), and a constant."""
 
-    frequencies: np.ndarray  # omega of the state [4, D], per SCALE
-    action: np.ndarray  # omega of the action [D]
-    phase: np.ndarray  # b [D]
+    frequencies: np.ndarray  # omega of the state [4, M]
+    action: np.ndarray  # nu, of the action [M]
+    phase: np.ndarray  # b [M]
+    constant: float = 0.0
 
     @classmethod
-    def draw(cls, count: int, bandwidth: float, streams: Streams) -> Fourier:
-        """omega ~ N(0, 1/bandwidth^2), b ~ U[0, 2 pi), from the internal stream."""
+    def draw(cls, settings: FQIFeatures, streams: Streams) -> Fourier:
+        """omega, nu ~ N(0, 1/bandwidth^2), b ~ U[0, 2 pi), from the internal stream."""
+        count = settings.count
         generator = streams.internal("features", count)
-        frequencies = generator.standard_normal((5, count)) / bandwidth
+        frequencies = generator.standard_normal((5, count)) / settings.bandwidth
         phase = generator.uniform(0.0, 2 * np.pi, count)
-        return cls(frequencies[:4] / SCALE[:, None], frequencies[4], phase)
+        scale = np.array(settings.scale)[:, None]
+        return cls(frequencies[:4] / scale, frequencies[4], phase, settings.constant)
 
-    def angles(self, observations: np.ndarray) -> np.ndarray:
-        """omega . s + b [..., D]: what both actions share."""
+    def _angles(self, observations: np.ndarray) -> np.ndarray:
+        """omega . s + b [..., M]: what both actions share."""
         return observations.astype(np.float64) @ self.frequencies + self.phase
 
-    def __call__(self, angles: np.ndarray, sign: np.ndarray | float) -> np.ndarray:
-        """phi [..., D] of the action -1 or +1.
-
-        The cosine in single precision is twenty times faster and off by 1e-6, for all alike.
-        """
-        cosine = np.cos((angles + sign * self.action).astype(np.float32))
-        return np.sqrt(2 / len(self.phase)) * cosine.astype(np.float64)
+    def __call__(self, observations: np.ndarray, sign: np.ndarray | float) -> np.ndarray:
+        """phi [..., D]; see `Features`. The cosine is of single precision."""
+        angles = (self._angles(observations) + sign * self.action).astype(np.float32)
+        cosine = np.sqrt(2 / len(self.phase)) * np.cos(angles).astype(np.float64)
+        return _with_constant(cosine, self.constant)
 
     def greedy(self, weights: np.ndarray, observations: np.ndarray) -> np.ndarray:
-        """argmax_a <w, phi(s, a)> of weights [U, D] at observations [U, E, 4]: actions [U, E].
+        """Greedy actions [U, E]; see `Features`.
 
         cos(x + y) - cos(x - y) = -2 sin x sin y: one sine in the place of two cosines.
         """
-        sine = np.sin(self.angles(observations).astype(np.float32)).astype(np.float64)
-        advantage = sine @ (-np.sin(self.action) * weights)[..., None]
+        sine = np.sin(self._angles(observations).astype(np.float32)).astype(np.float64)
+        advantage = sine @ (-np.sin(self.action) * weights[:, : len(self.phase)])[..., None]
         return (advantage[..., 0] > 0).astype(np.int64)
+
+
+def _with_constant(features: np.ndarray, constant: float) -> np.ndarray:
+    if not constant:
+        return features
+    return np.concatenate([features, np.full((*features.shape[:-1], 1), constant)], -1)
 
 
 @dataclass(frozen=True)
@@ -79,8 +148,8 @@ class Encoded:
     alive: np.ndarray  # [N], 0 where the episode terminated, else 1
 
     @classmethod
-    def of(cls, data: Transitions, fourier: Fourier) -> Encoded:
-        """Encode; CartPole's actions are 0 and 1.
+    def of(cls, data: Transitions, features: Features, method: FQIMethod) -> Encoded:
+        """Encode; CartPole's actions are 0 and 1. `method` says what the reward is.
 
         Raises:
             ValueError: no data, or not CartPole's shapes.
@@ -94,14 +163,21 @@ class Encoded:
             )
         sign = 2.0 * data.actions[:, None] - 1.0
         with one_thread():
-            taken = fourier(fourier.angles(data.observations), sign)
-            ahead = fourier.angles(data.next_observations)
-            following = np.stack([np.ascontiguousarray(fourier(ahead, a).T) for a in (-1.0, 1.0)])
-        return cls(
-            taken,
-            following,
-            data.rewards.astype(np.float64),
-            1.0 - data.terminated.astype(np.float64),
+            taken = features(data.observations, sign)
+            following = np.stack(
+                [np.ascontiguousarray(features(data.next_observations, a).T) for a in (-1.0, 1.0)]
+            )
+        fell = data.terminated.astype(np.float64)
+        rewards = -fell if method.reward == "failure" else data.rewards.astype(np.float64)
+        return cls(taken, following, method.reward_scale * rewards, 1.0 - fell)
+
+    def head(self, count: int) -> Encoded:
+        """The first `count` transitions."""
+        return Encoded(
+            self.features[:count],
+            self.following[:, :, :count],
+            self.rewards[:count],
+            self.alive[:count],
         )
 
 
@@ -208,7 +284,21 @@ def _moment(
 # -- policies --------------------------------------------------------------------------------------
 
 
-def mean_returns(weights: np.ndarray, fourier: Fourier, episodes: int, seed: int) -> np.ndarray:
+def grid_nearest_zero(width: int, method: FQIMethod, streams: Streams) -> np.ndarray:
+    """The last backup's grid points next to 0 [D]: what rounding makes of no data at all.
+
+    A policy that replicates perfectly and has seen nothing; what data add is judged against it.
+    """
+    grid = streams.internal("grid", method.backups)
+    draws = (method.rounding == "every") * method.backups + (
+        method.average > 1 or method.rounding == "last"
+    )
+    for _ in range(draws):
+        weights = _round(np.zeros((1, width)), grid, method)
+    return weights[0]
+
+
+def mean_returns(weights: np.ndarray, features: Features, episodes: int, seed: int) -> np.ndarray:
     """Mean return over `episodes` of CartPole-v1 of the greedy policies [R, D]: [R].
 
     Equal weights are played once.
@@ -217,7 +307,7 @@ def mean_returns(weights: np.ndarray, fourier: Fourier, episodes: int, seed: int
     shape = (len(unique), episodes, -1)
 
     def act(observations: np.ndarray) -> np.ndarray:
-        return fourier.greedy(unique, observations.reshape(shape)).reshape(-1)
+        return features.greedy(unique, observations.reshape(shape)).reshape(-1)
 
     with one_thread():
         returns = episode_returns(act, cartpole(len(unique) * episodes), seed)

@@ -105,6 +105,30 @@ def stratified_student(strata: Sequence[Sequence[float]]) -> tuple[float, float,
     return mean, student_half(error, degrees), degrees
 
 
+def crossed(values: np.ndarray) -> tuple[float, float, float]:
+    """Mean of values [rows, columns] of two crossed random factors, half-width, degrees.
+
+        s^2 = s_rows^2 / R + s_columns^2 / C       (of the means of rows, and of columns)
+
+    Rows may be internal seeds and columns data sets that all of them learn from. What a row and a
+    column have together counts in both parts, so that the interval errs on the wide side. Welch
+    and Satterthwaite's degrees; one part alone where the other factor has a single level.
+    """
+    table = np.asarray(values, dtype=np.float64)
+    mean = mean_of(table)
+    parts = [
+        (math.sqrt(variance_of(means) / len(means)), float(len(means) - 1))
+        for means in ([mean_of(row) for row in table], [mean_of(row) for row in table.T])
+        if len(means) > 1
+    ]
+    errors, degrees = [error for error, _ in parts], [nu for _, nu in parts]
+    error = math.sqrt(math.fsum(e * e for e in errors))
+    if not parts or math.isnan(error):
+        return mean, math.nan, math.nan
+    nu = welch_degrees(errors, degrees) if error > 0 else max(degrees)
+    return mean, student_half(error, nu), nu
+
+
 def welch_degrees(errors: Sequence[float], degrees: Sequence[float]) -> float:
     """Degrees of freedom of a sum of independent estimates (Welch 1947, Satterthwaite 1946).
 

@@ -51,9 +51,9 @@ def sine(x: np.ndarray) -> np.ndarray:
     return _turned(x, 0)
 
 
-def cosine(x: np.ndarray) -> np.ndarray:
-    """Cosine of |x| < 10^5, float64, the same bits everywhere."""
-    return _turned(x, 1)
+def cosine(angles: np.ndarray) -> np.ndarray:
+    """Cosine of |angles| < 10^5, float64, the same bits everywhere."""
+    return _turned(angles, 1)
 
 
 def _turned(x: np.ndarray, quarters: int) -> np.ndarray:
