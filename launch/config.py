@@ -105,6 +105,11 @@ EXPERIMENTS = {
         "rl.figure_one:run",
         "replicable fitted Q-iteration on CartPole: return and identical weights against data",
     ),
+    "rl.estimation": Experiment(
+        "rl.config:Estimation",
+        "rl.estimation:run",
+        "R-ridge regression and R-covariance estimation alone: agreement and error against samples",
+    ),
     "rl.lsvi": Experiment(
         "rl.config:LSVI",
         "rl.frontier:run",

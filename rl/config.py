@@ -185,6 +185,37 @@ class Theory(Settings):
         return self
 
 
+class Estimation(Experiment):
+    """R-ridge regression or R-covariance estimation alone, on a known distribution."""
+
+    experiment: Literal["rl.estimation"]
+    estimator: Literal["ridge", "covariance"] = Field(
+        description="ridge: Algorithm 2; covariance: Algorithm 3 with T = 1"
+    )
+    points: int = Field(48, ge=1, description="K, support of the distribution of x")
+    dimension: int = Field(5, ge=1, description="d")
+    design_seed: int = Field(
+        0, ge=0, description="seed of the distribution itself, no part of any run's randomness"
+    )
+    alphas: list[Positive | Literal["theory"]] = Field(
+        min_length=1, description="widths of the grid; 'theory' is the paper's, from `theory`"
+    )
+    samples: list[Annotated[int, Field(ge=1)]] = Field(
+        min_length=1, description="N; with alpha 'theory' the theorem's N too"
+    )
+    regularization: float = Field(0.1, gt=0, description="lambda, of the mean (ridge only)")
+    not_positive: Literal["project", "raise", "keep"] = Field(
+        "project", description="what to do with a rounded covariance that is not positive"
+    )
+    theory: Theory = Theory()
+
+    @model_validator(mode="after")
+    def _pairs(self) -> Estimation:
+        if self.runs < 2:
+            raise ValueError(f"runs={self.runs}: agreement is between two or more; set runs >= 2")
+        return self
+
+
 class _Linear(Experiment):
     mdp: MDP
     alphas: list[Positive | Literal["theory"]] = Field(

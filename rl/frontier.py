@@ -24,7 +24,7 @@ from rl.regression import (
     samples_theorem_4_2,
 )
 from rollout import cells
-from rollout.intervals import student
+from rollout.intervals import student, student_share
 from rollout.randomness import Streams
 from rollout.run_dir import RunDir
 
@@ -183,6 +183,7 @@ def _entry(
     last = policies if policies.ndim == 4 else policies[:, :, -1]
     values = mdp.policy_value(policies)
     lost = best - values.reshape(*values.shape[:2], -1).mean(-1)
+    lost_last = best - mdp.policy_value(last)
     weights = _agreement(arrays["histories"][..., None])
     of_last = _agreement(last)
     width, width_covariance = grid_widths(config, mdp, alpha)
@@ -197,20 +198,31 @@ def _entry(
         "agreement_policy": _agreement(policies)[0],
         "agreement_last_policy": of_last[0],
         "agreement_last_policy_ci95": of_last[1],
+        "degrees": len(policies) - 1,
         "suboptimality": float(lost.mean()),
-        "suboptimality_last": float((best - mdp.policy_value(last)).mean()),
+        "suboptimality_ci95": _interval(lost.mean(1)),
+        "suboptimality_last": float(lost_last.mean()),
+        "suboptimality_last_ci95": _interval(lost_last.mean(1)),
         "optimal_value": best,
         "product": float(arrays["product"].mean()),
         "bound": float(arrays["bound"].mean()),
     }
 
 
+def _interval(of_seed: np.ndarray) -> list[float] | None:
+    """Student's 95% interval of a mean over internal seeds [I]; none for one of them."""
+    mean, half = student(of_seed)
+    return None if math.isnan(half) else [mean - half, mean + half]
+
+
 def _agreement(results: np.ndarray) -> tuple[float | None, list[float] | None]:
-    """Pairwise identity over internal seeds [I, R, ...]: mean and 95% interval over the seeds."""
+    """Pairwise identity over internal seeds [I, R, ...]: mean and 95% interval over the seeds.
+
+    Every seed has its own grid and its own data, so that seeds are independent; pairs are not.
+    """
     if results.shape[1] < 2:
         return None, None
-    shares = [pairwise_identity(identities(replicas)) for replicas in results]
-    mean, half = student(shares)
-    if math.isnan(half):
-        return mean, None
-    return mean, [max(0.0, mean - half), min(1.0, mean + half)]
+    mean, low, high = student_share(
+        [pairwise_identity(identities(replicas)) for replicas in results]
+    )
+    return mean, None if math.isnan(low) else [low, high]
