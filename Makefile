@@ -10,7 +10,11 @@ TEST_PROCESSES ?= 2
 # One thread per process: test processes and runs go side by side, and the thread count decides bits.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup quickstart test check format bench clean
+# An x86 processor without AVX, for torch, OpenBLAS, MKL and numpy: sums in another order, no fused
+# multiply-add, other sines.
+OLD_PROCESSOR := ATEN_CPU_CAPABILITY=default OPENBLAS_CORETYPE=Nehalem MKL_CBWR=COMPATIBLE NPY_DISABLE_CPU_FEATURES=X86_V3
+
+.PHONY: setup quickstart test test-emulated check format bench clean
 
 setup: $(STAMP)
 
@@ -25,6 +29,9 @@ quickstart: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal
+
+test-emulated: $(STAMP)
+	$(OLD_PROCESSOR) $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal -m portable
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -7,7 +7,8 @@ Three files, in the formats that `alpaca_eval`'s own tools read and write:
                           preference} with the baseline as output_1, the model as output_2 and
                           preference 1 + p: 1 the baseline, 2 the model, 1.5 a tie
     leaderboard.csv      win_rate, standard_error, n_wins, n_wins_base, n_draws, n_total,
-                          discrete_win_rate, mode, avg_length, length_controlled_winrate
+                          discrete_win_rate, mode, avg_length, length_controlled_winrate,
+                          lc_standard_error
 
 Published numbers are GPT-4 Turbo's, asked once with its own question and read by its
 log-probabilities. With another judge, question or both orders, the files have the same form and
@@ -26,7 +27,12 @@ from typing import Any
 import numpy as np
 
 from alignment.evaluation_config import AlpacaSuite
-from alignment.win_rates import GAMED_WEIGHT, Gamed, length_controlled_win_rate, win_rate
+from alignment.win_rates import (
+    GAMED_WEIGHT,
+    Gamed,
+    length_controlled_win_rate,
+    win_rate,
+)
 from rollout.files import write_json, write_text
 
 Row = dict[str, Any]
@@ -134,13 +140,8 @@ def write_results(
         for texts in (answers, [row["output"] for row in rows])
     )
     rate, error = win_rate(p)
-    controlled = length_controlled_win_rate(
-        p,
-        lengths,
-        baseline,
-        None if gamed is None else gamed[0][judged],
-        None if gamed is None else gamed[1],
-    )
+    easier = (None, None) if gamed is None else (gamed[0][judged], gamed[1])
+    controlled = length_controlled_win_rate(p, lengths, baseline, *easier)
     result: dict[str, Any] = {
         "win_rate": rate,
         "standard_error": error,
@@ -152,6 +153,7 @@ def write_results(
         "mode": "community",
         "avg_length": int(lengths.mean()),
         "length_controlled_winrate": controlled["length_controlled_winrate"],
+        "lc_standard_error": controlled.get("lc_standard_error"),
     }
     out = io.StringIO()
     table = csv.writer(out, lineterminator="\n")

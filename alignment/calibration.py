@@ -10,6 +10,8 @@ and only then. gamma_c = 0 is REBEL, whose theta grows by theta_r in every round
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 def calibration_factor(gamma: float, gamma_c: float) -> float:
     """|1 - gamma_c / gamma|, by which the distance to the fixed point shrinks in a round.
@@ -18,6 +20,19 @@ def calibration_factor(gamma: float, gamma_c: float) -> float:
     1 they diverge: of a network trained for a few steps it says where its rounds are headed.
     """
     return abs(1 - gamma_c / gamma)
+
+
+def calibration_warnings(gammas: Sequence[float], gamma_c: float) -> list[str]:
+    """A sentence for each round after the first whose step does not contract.
+
+    Round 1 starts at theta_0, from which distance is measured, so that it has nothing to shrink.
+
+    Args:
+        gammas: gamma of each round.
+        gamma_c: the calibration level.
+    """
+    told = [(k, calibration_warning(gamma, gamma_c)) for k, gamma in enumerate(gammas, 1)]
+    return [f"round {k}: {text}" for k, text in told[1:] if text is not None]
 
 
 def calibration_warning(gamma: float, gamma_c: float) -> str | None:

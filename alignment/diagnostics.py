@@ -18,7 +18,8 @@ def data_diagnostics(completions: Completions, pairs: Pairs) -> dict[str, float]
     * ``length_reward_correlation``: Pearson's, over completions.
     * ``reward_margin``: mean |r1 - r2| over pairs, in the reward model's units.
     * ``entropy``: -E[ln pi_k(a|x)] in nats a completion, and ``entropy_per_token``.
-    * ``kl_to_initial``: E[ln pi_k/pi_0], the unbiased estimate of KL(pi_k || pi_0), nats.
+    * ``kl_to_initial``: mean of ln pi_k/pi_0 at temperature 1, nats a completion. It estimates
+      KL(pi_k || pi_0) where the samples were drawn at temperature 1, and is only near it else.
     * ``effective_sample_size``: (sum w)^2 / (N sum w^2) with w = pi_0/pi_k on samples of pi_k:
       the share of D_k's samples that would count if they were to stand for pi_0's.
     * ``sampler_gap``, ``sampler_gap_max``: mean and largest |ln pi_k as the sampler had it - as the

@@ -40,7 +40,8 @@ def evaluate(
     Returns:
         The fields of a round in ``summary.json``: ``reward_mean``, ``reward_ci95``,
         ``win_rate_vs_initial`` (reward model as the judge, a tie counts one half),
-        ``win_rate_ci95``, ``kl_to_initial`` (nats a completion), ``rouge_l``, ``rouge_l_ci95``,
+        ``win_rate_ci95``, ``kl_to_initial`` (mean of ln pi/pi_0 at temperature 1,
+        nats a completion: KL only if sampled at temperature 1), ``rouge_l``, ``rouge_l_ci95``,
         ``length_mean`` (tokens), ``tie_rate`` (two samples of the policy, same reward),
         ``no_eos_rate``.
     """

@@ -27,12 +27,17 @@ with the leaderboard.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
+from rollout.intervals import variance_of
+
 STRENGTHS = np.logspace(-4, 4, 10)  # C, the inverse of the penalty
 FOLDS = 5
+GROUPS = 20  # of prompts, for the standard error of the LC win rate
+CONTROLLED = np.array([1.0, 0.0, 1.0])  # theta and psi gamma_x are kept, phi's term is not
 GAMED_WEIGHT = 0.2 / 2  # lambda over the two gamed versions of the baseline
 
 
@@ -75,7 +80,11 @@ def length_controlled_win_rate(
         gamed: what regularizes the fit; needs `difficulty`.
 
     Returns:
-        ``length_controlled_winrate``, ``theta``, ``phi`` (positive: longer answers win), ``psi``.
+        ``length_controlled_winrate``, ``theta``, ``phi`` (positive: longer answers win), ``psi``,
+        and ``lc_standard_error``, over prompts, where there are 200 or more.
+
+    The error is a delete-a-group jackknife's: the fit, with the penalty of the whole, without each
+    of G = 20 groups, s^2 = (G - 1) / G sum_g (theta_(g) - mean)^2, 19 degrees of freedom.
 
     Raises:
         ValueError: fewer than ten comparisons: five folds need two each.
@@ -100,20 +109,29 @@ def length_controlled_win_rate(
         features = np.concatenate([np.stack(theirs, axis=1), features])
         labels = np.concatenate([gamed.preference, p])
         weight = np.concatenate([np.full(len(gamed.length), GAMED_WEIGHT), weight])
-    terms = _fit(features, labels, weight)
-    level = np.full_like(p, terms[0])
-    if difficulty is not None:
-        level += terms[2] * columns[2]
+    strength = _penalty(features, labels, weight)
+    # Whose group a row is in; the gamed baseline's rows are in none.
+    groups = np.append(np.full(len(labels) - len(p), -1), np.arange(len(p)) % GROUPS)
+
+    def rate(kept: np.ndarray) -> tuple[np.ndarray, float]:
+        terms = _regress(features[kept], labels[kept], weight[kept], strength)
+        ours = np.stack(columns, axis=1)[kept[len(labels) - len(p) :]]
+        return terms, 100 * float(_sigmoid(ours @ (terms * CONTROLLED[: len(terms)])).mean())
+
+    terms, whole = rate(groups >= -1)
+    without = [rate(groups != group)[1] for group in range(GROUPS) if len(p) >= 10 * GROUPS]
+    error = (GROUPS - 1) * math.sqrt(variance_of(without) / GROUPS) if without else None
     return {
-        "length_controlled_winrate": 100 * float(_sigmoid(level).mean()),
+        "length_controlled_winrate": whole,
+        **({} if error is None else {"lc_standard_error": error}),
         "theta": float(terms[0]),
         "phi": float(terms[1]),
         "psi": float(terms[2]) if difficulty is not None else 0.0,
     }
 
 
-def _fit(features: np.ndarray, labels: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Coefficients of the cross-validated L1 regression, shape (number of features,)."""
+def _penalty(features: np.ndarray, labels: np.ndarray, weight: np.ndarray) -> float:
+    """C, the inverse of the L1 penalty, that cross-validation chooses."""
     from sklearn.model_selection import GroupKFold
 
     folds = list(GroupKFold(FOLDS).split(features, groups=np.arange(len(labels))))
@@ -126,7 +144,7 @@ def _fit(features: np.ndarray, labels: np.ndarray, weight: np.ndarray) -> np.nda
             y = labels[test]
             losses.append(np.mean(-weight[test] * (y * np.log(q) + (1 - y) * np.log(1 - q))))
         scores.append(np.mean(losses))
-    return _regress(features, labels, weight, STRENGTHS[int(np.argmin(scores))])
+    return float(STRENGTHS[int(np.argmin(scores))])
 
 
 def _regress(

@@ -22,7 +22,7 @@ _COLUMNS = {
     "reward_mean": "reward",
     "win_rate_vs_initial": "win rate",
     "rouge_l": "ROUGE-L",
-    "kl_to_initial": "KL (nats)",
+    "kl_to_initial": "ln π/π₀ (nats)",
     "length_mean": "tokens",
 }
 

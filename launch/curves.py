@@ -18,7 +18,7 @@ METRICS = {
     "reward_mean": "reward",
     "win_rate_vs_initial": "win rate",
     "rouge_l": "ROUGE-L",
-    "kl_to_initial": "KL (nats)",
+    "kl_to_initial": "ln π/π₀ (nats)",
 }
 Curves = Mapping[str, Sequence[Mapping[int, Mapping[str, float]]]]
 

@@ -120,7 +120,7 @@ def _report(jobs: Sequence[Job], out: Path, seconds: float) -> None:
     curves = curves_of(jobs)
     table = markdown(curves)
     seeds = max((len(seed_curves) for seed_curves in curves.values()), default=0)
-    caption = f"mean and deviation over {seeds} seeds; the reward model is the judge"
+    caption = f"mean and 95% interval (Student's) over {seeds} seeds; the reward model is the judge"
     write_text(out / "table.md", table)
     draw(curves, out / "figure", caption)
     print(f"\n{table}")
@@ -215,7 +215,7 @@ class _LiveBoard(_PlainBoard):
         from rich.table import Table
 
         self._told = {(job.out, k) for job in self.jobs for k in rounds_so_far(job.out)}
-        columns = ("method", "runs", "round", "reward", "win rate", "ROUGE-L", "KL (nats)")
+        columns = ("method", "runs", "round", "reward", "win rate", "ROUGE-L", "ln π/π₀ (nats)")
         table = Table(*columns, caption=self.left())
         for method, seeds in curves_of(self.jobs).items():
             last = max(round for seed in seeds for round in seed)
@@ -235,7 +235,7 @@ def describe(record: dict[str, Any]) -> str:
     return (
         f"round {record['round']}: reward {record['reward_mean']:+.3f}, win rate "
         f"{record['win_rate_vs_initial']:.0%}, ROUGE-L {record['rouge_l']:.3f}, "
-        f"KL {record['kl_to_initial']:.2f}"
+        f"ln π/π₀ {record['kl_to_initial']:.2f}"
     )
 
 

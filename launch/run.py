@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from alignment.calibration import calibration_warnings
 from launch import processes
 from launch.config import (
     EXPERIMENTS,
@@ -65,6 +66,8 @@ def execute(
     settings = load(config, overrides)
     _check_stages(settings, staged)
     path = Path(out) if out is not None else default_out(find(config))
+    for told in _warnings(settings):
+        _say(f"warning: {told}")
     if dry_run:
         sys.stdout.write(to_yaml(settings))
         _say(f"{config} is valid; {path} {_STATES[state_of(path, settings)]}")
@@ -99,6 +102,15 @@ def _check_stages(settings: ExperimentSettings, staged: bool) -> None:
             f"--staged: {settings.experiment} has no phases of collecting and updating to run in "
             f"processes of their own ({' and '.join(_WITH_PHASES)} do); leave it out"
         )
+
+
+def _warnings(settings: ExperimentSettings) -> list[str]:
+    """What is allowed and seldom meant: RDRC's rounds that do not contract."""
+    aligned: Any = settings
+    if settings.experiment not in _WITH_PHASES or aligned.objective.name != "rdrc":
+        return []
+    gammas = [aligned.gamma(k) for k in range(aligned.rounds)]
+    return calibration_warnings(gammas, aligned.objective.gamma_c)
 
 
 def _make_needs(settings: ExperimentSettings) -> None:

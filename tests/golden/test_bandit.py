@@ -20,6 +20,8 @@ from alignment.bandit_learning import (
     win_probability,
 )
 
+pytestmark = pytest.mark.portable
+
 EXACT = {"atol": 1e-10, "rtol": 0}
 
 

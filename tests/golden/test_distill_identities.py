@@ -25,6 +25,8 @@ from distill.regression_baselines import (
 )
 from distill.regression_study import relative_error, worst_relative_error
 
+pytestmark = pytest.mark.portable
+
 
 @pytest.fixture
 def draw():

@@ -17,6 +17,8 @@ from alignment.objectives import pair_losses
 from alignment.pairs import make_targets, select_pairs
 from rollout.types import Completions
 
+pytestmark = pytest.mark.portable
+
 PROMPTS, RESPONSES, FEATURES = 4, 5, 3
 RNG = np.random.default_rng(0)
 PHI = torch.from_numpy(RNG.normal(size=(PROMPTS, RESPONSES, FEATURES)))

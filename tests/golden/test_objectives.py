@@ -11,6 +11,8 @@ from alignment.objectives import implicit_reward_difference, loss_function, pair
 from alignment.pairs import make_targets
 from rollout.types import Pairs
 
+pytestmark = pytest.mark.portable
+
 NAMES = ["dpo", "pdfr", "rebel", "rdrc"]
 
 

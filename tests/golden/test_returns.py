@@ -5,6 +5,8 @@ import pytest
 
 from rollout.returns import q_lambda
 
+pytestmark = pytest.mark.portable
+
 NONE = np.zeros((5, 1), dtype=bool)
 
 

@@ -15,6 +15,8 @@ import pytest
 from launch.tables import load_table, shipped_tables
 from tests.system.commands import reprise
 
+pytestmark = pytest.mark.portable
+
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "RESULTS.md").read_text(encoding="utf-8")
 LAPTOP = [name for name in shipped_tables() if "laptop" in load_table(name)[1].budgets]

@@ -41,7 +41,9 @@ def test_difference_pairs_only_the_seeds_that_both_have():
 
 def test_table_counts_the_seeds_behind_each_cell():
     lines = markdown(CURVES).splitlines()
-    assert lines[0].startswith("| method | round | reward | win rate | ROUGE-L | KL (nats) | seeds")
+    assert lines[0].startswith(
+        "| method | round | reward | win rate | ROUGE-L | ln π/π₀ (nats) | seeds"
+    )
     assert "| on | 1 | 4.000 ± 12.706 |" in lines[3]
     assert lines[5].endswith("| 1 |")
 

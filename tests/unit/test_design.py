@@ -13,6 +13,8 @@ from alignment.design import (
     worst_variance,
 )
 
+pytestmark = pytest.mark.portable
+
 
 def sphere(seed, *shape):
     phi = np.random.default_rng(seed).normal(size=shape)

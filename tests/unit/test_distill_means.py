@@ -16,6 +16,8 @@ from launch.config import ConfigError, load
 from launch.run import execute
 from rollout.intervals import student_quantile
 
+pytestmark = pytest.mark.portable
+
 SETTINGS = {
     "experiment": "distill.offline_rl",
     "data": ["mixed", "random"],

@@ -7,6 +7,8 @@ import pytest
 
 from rollout import draws
 
+pytestmark = pytest.mark.portable
+
 ULP = 2.0**-40
 
 

@@ -9,6 +9,8 @@ from launch.run import execute
 from rl.estimation import Design
 from rl.regression import replicable_covariance, round_covariance
 
+pytestmark = pytest.mark.portable
+
 DESIGN = Design.draw(points=12, dimension=3, seed=1)
 
 

@@ -18,6 +18,8 @@ from rollout.intervals import (
     welch_degrees,
 )
 
+pytestmark = pytest.mark.portable
+
 
 def test_interquartile_mean_by_hand():
     assert interquartile_mean(np.array([100.0, 1.0, 2.0, -50.0])) == 1.5

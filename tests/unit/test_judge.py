@@ -71,6 +71,22 @@ def test_without_length_differences_the_two_rates_are_the_same(answers):
     assert found["length_controlled_winrate"] == pytest.approx(65, abs=0.5)
 
 
+def test_the_error_of_the_controlled_rate_is_its_deviation_over_sets_of_prompts():
+    rates, errors = [], []
+    for seed in range(8):
+        generator = np.random.default_rng(seed)
+        baseline = generator.integers(100, 1000, 400)
+        lengths = baseline + generator.integers(-500, 500, 400)
+        p = (generator.random(400) < 0.6).astype(float)
+        found = length_controlled_win_rate(p, lengths, baseline)
+        rates.append(found["length_controlled_winrate"])
+        errors.append(found["lc_standard_error"])
+    assert np.mean(errors) == pytest.approx(np.std(rates, ddof=1), rel=0.6)
+    assert np.mean(errors) == pytest.approx(100 * np.sqrt(0.24 / 400), rel=0.3)
+    few = length_controlled_win_rate(p[:199], lengths[:199], baseline[:199])
+    assert "lc_standard_error" not in few
+
+
 def test_the_gamed_baseline_pulls_what_length_explains(answers):
     lengths, baseline, controlled, generator = answers
     difficulty = generator.normal(size=len(lengths))

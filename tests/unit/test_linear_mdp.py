@@ -7,6 +7,8 @@ import pytest
 
 from rl.linear_mdp import LinearMDP, chain, random_finite, simplex
 
+pytestmark = pytest.mark.portable
+
 DRAW = np.random.default_rng
 
 

@@ -9,6 +9,8 @@ from rollout.environments import make
 from rollout.portable import KINDS, cosine, make_portable, sine
 from rollout.settings import EnvironmentSettings
 
+pytestmark = pytest.mark.portable
+
 
 @pytest.mark.parametrize("ours, exact", [(sine, math.sin), (cosine, math.cos)])
 def test_within_a_unit_in_the_last_place(ours, exact):

@@ -8,6 +8,8 @@ from pydantic import ValidationError
 from rl.config import Quantization
 from rl.quantize import Quantizer
 
+pytestmark = pytest.mark.portable
+
 STEPS = [0.01, 0.05, 0.1, 0.25, 0.3, 1.0]
 
 

@@ -13,6 +13,8 @@ from distill import data as distill_data
 from rollout import cartpole
 from rollout.randomness import Streams
 
+pytestmark = pytest.mark.portable
+
 ROOT = Path(__file__).parents[2]
 OTHER_PROCESSOR = {
     "ATEN_CPU_CAPABILITY": "default",

@@ -16,6 +16,8 @@ from rl.regression import (
     round_covariance,
 )
 
+pytestmark = pytest.mark.portable
+
 
 def data(seed, count, d=4, noise=0.1):
     draw = np.random.default_rng(seed)

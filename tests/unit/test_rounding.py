@@ -13,6 +13,8 @@ from rl.rounding import (
 )
 from rollout.intervals import wilson
 
+pytestmark = pytest.mark.portable
+
 LOW, HIGH = -2.0, 3.0
 
 

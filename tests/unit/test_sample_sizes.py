@@ -7,8 +7,15 @@ import math
 import pytest
 
 from alignment import sample_sizes
-from alignment.calibration import calibration_factor, calibration_warning
+from alignment.calibration import (
+    calibration_factor,
+    calibration_warning,
+    calibration_warnings,
+)
 from alignment.sample_sizes import Setting, least
+from launch.run import execute
+
+pytestmark = pytest.mark.portable
 
 S = Setting(
     dimension=6,
@@ -95,3 +102,14 @@ def test_calibration_contracts_below_twice_gamma():
     assert calibration_warning(0.1, 0.15) is None and calibration_warning(0.1, 0.0) is None
     assert "diverge, 2 times a round" in calibration_warning(0.1, 0.3)
     assert "swing between two points" in calibration_warning(0.5, 1.0)
+
+
+def test_rounds_that_do_not_contract_are_told_before_anything_runs(capsys, tmp_path):
+    assert calibration_warnings([0.1, 0.1], 0.1) == []
+    # Round 1 starts where distance is measured from.
+    assert [text[:8] for text in calibration_warnings([1e-6, 1e-4, 1e-2], 3e-4)] == ["round 2:"]
+    execute("paper/ultrafeedback_onpolicy_rdrc", dry_run=True)
+    told = capsys.readouterr().err
+    assert "warning: round 2: gamma_c / gamma = 3" in told and "round 3:" not in told
+    execute("paper/ultrafeedback_onpolicy_rebel", dry_run=True)
+    assert "warning" not in capsys.readouterr().err

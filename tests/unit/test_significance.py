@@ -6,6 +6,8 @@ import pytest
 
 from launch.significance import NOTHING, Difference, Outcome, family, holm, outcome_of
 
+pytestmark = pytest.mark.portable
+
 INF = math.inf
 
 
