@@ -13,14 +13,12 @@ from distill import data as distill_data
 from rollout import cartpole
 from rollout.randomness import Streams
 
-pytestmark = pytest.mark.portable
-
 ROOT = Path(__file__).parents[2]
 OTHER_PROCESSOR = {
     "ATEN_CPU_CAPABILITY": "default",
     "OPENBLAS_CORETYPE": "Nehalem",
     "MKL_CBWR": "COMPATIBLE",
-    "NPY_DISABLE_CPU_FEATURES": "AVX2 FMA3",
+    "NPY_DISABLE_CPU_FEATURES": "X86_V3",
 }
 CODE = """
 import hashlib, json
@@ -29,8 +27,7 @@ from rollout import cartpole
 from rollout.randomness import Streams
 found = {"fresh": cartpole.transitions_sha256(
     cartpole.fresh(cartpole.behaviour(seed=1), 3000, Streams(5), 2))}
-for environment, kind in (("CartPole-v1", "mixed"), ("MountainCar-v0", "replay"),
-                          ("Acrobot-v1", "mixed")):
+for environment, kind in (("CartPole-v1", "mixed"), ("MountainCar-v0", "mixed")):
     training_set(environment, kind, 4000, 0)  # which checks itself
 print(json.dumps(found))
 """
