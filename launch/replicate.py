@@ -37,6 +37,7 @@ RETURNS = {
     "alignment.design": "value",
     "alignment.coverage": "rounds.-1.coverage",
     "rl.fqi": "cells.-1.return_mean",
+    "rl.estimation": "cells.-1.error",
     "rl.lsvi": "cells.-1.suboptimality",
     "rl.lsvi_ucb": "cells.-1.suboptimality",
     "distill.regression": "cells.-1.test_mse",

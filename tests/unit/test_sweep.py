@@ -165,7 +165,7 @@ def test_evaluations_follow_their_run(tmp_path, monkeypatch):
     name, table = load_table("general_chat_table_2")
     made = sweep.plan(table, budget_of(name, table, "paper"))
     runs = [job for job in made.jobs if not job.suite]
-    assert len(runs) == 3 and len(made.jobs) == 3 + 2 * (1 + 5 + 5)
+    assert len(runs) == 3 and len(made.jobs) == 3 + 2 * (1 + 6 + 5)
     run = next(job for job in runs if "rdrc" in job.config)
     of_run = [job for job in made.jobs if job.suite and job.after == (run.out,)]
     assert [(job.suite, job.round) for job in of_run] == [
