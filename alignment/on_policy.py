@@ -6,17 +6,15 @@
         pi_k+1  = argmin over pi of sum over D_k of loss(y(pi), z)            (update)
         measure pi_k+1 on held-out prompts                                    (evaluate)
 
-``alignment.on_policy`` collects every round. ``alignment.offline`` collects D_0 only and replays
-it, one epoch per "round", with the optimizer and the schedule restarted just the same, so that the
-two differ in their data and in nothing else.
+``alignment.on_policy`` collects every round; ``alignment.offline`` collects D_0 and replays it, one
+epoch per "round", optimizer and schedule restarted just the same: they differ in their data only.
 
 A run killed anywhere continues: finished shards are kept, an unfinished update restarts from its
 own last checkpoint or from pi_k, and every random draw is keyed by what it is for.
 
-The staged mode (`reprise run CONFIG --staged`) is that same property put to use. A process ends
-after it has measured pi_k and stored D_k, or after it has saved pi_{k+1}; the next one continues
-from the directory. Sampling and training then never share memory, and what they make is the same
-to the bit: a run may change between the modes wherever it stopped.
+The staged mode (`reprise run CONFIG --staged`) puts that to use. A process ends after it has
+measured pi_k and stored D_k, or saved pi_{k+1}; the next continues from the directory. Sampling and
+training never share memory, and the bits are the same: a run may change modes wherever it stopped.
 """
 
 from __future__ import annotations
