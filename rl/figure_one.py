@@ -196,6 +196,11 @@ def _estimate(name: str, table: np.ndarray, share: bool = False) -> dict[str, An
     return {name: mean, f"{stem}_ci95": [low, high], f"{stem}_degrees": degrees}
 
 
+def _undefined(name: str) -> dict[str, Any]:
+    """What a cell has no number for."""
+    return {name: None, f"{name}_ci95": [None, None], f"{name}_degrees": None}
+
+
 def _entry(
     config: FQI, results: list[cells.Arrays], place: int, rounded: bool, column: int
 ) -> dict[str, Any]:
@@ -218,9 +223,8 @@ def _entry(
         "return_by_seed": of_seed.mean(0).tolist(),
         "return_by_recording": of_seed.mean(1).tolist(),
     }
-    if rounded:
-        without = returns - _table(config, results, lambda arrays: arrays["returns_no_data"][0, 0])
-        entry |= _estimate("above_no_data", without)
+    without = returns - _table(config, results, lambda arrays: arrays["returns_no_data"][0, 0])
+    entry |= {**_estimate("above_no_data", without), **_undefined("above_unrounded")}
     if rounded and config.baseline:
         other = _table(
             config, results, lambda arrays: arrays["returns_unrounded"][:, place, column]
@@ -240,6 +244,10 @@ def _no_data(config: FQI, results: list[cells.Arrays]) -> dict[str, Any]:
     """What the grid alone returns: the policy of the points next to 0."""
     returns = _table(config, results, lambda arrays: arrays["returns_no_data"][0, 0])
     return {
+        "transitions": 0,
+        **_undefined("pairwise_identity"),
+        **_undefined("above_unrounded"),
+        **_undefined("above_no_data"),
         **_estimate("return_mean", returns),
         "return_median": float(np.median(returns)),
         **_estimate("enough_share", np.float64(returns >= config.enough), share=True),
