@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PACKAGES := rollout alignment rl distill launch
 TEST_PROCESSES ?= 2
 
 # One thread per process: test processes and runs go side by side, and the thread count decides bits.
@@ -25,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 quickstart: $(STAMP)
-	$(BIN)/python -m launch.quickstart
+	$(BIN)/python -m reprise.launch.quickstart
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal
@@ -36,6 +37,8 @@ test-emulated: $(STAMP)
 check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	mkdir -p build/types/reprise && ln -sfn $(CURDIR)/reprise/__init__.py build/types/reprise/__init__.py && \
+		for folder in $(PACKAGES); do ln -sfn $(CURDIR)/$$folder build/types/reprise/$$folder; done
 	$(BIN)/mypy
 
 format: $(STAMP)

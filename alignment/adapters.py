@@ -27,8 +27,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from alignment.config import LoRA, Quantization
-from alignment.models import weights_sha256
+from reprise.alignment.config import LoRA, Quantization
+from reprise.alignment.models import weights_sha256
 
 NAME = "default"  # of the adapter, PEFT's own
 

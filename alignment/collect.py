@@ -17,18 +17,18 @@ import numpy as np
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from alignment import data
-from alignment.adapters import identity, save_plain, tensors
-from alignment.config import Offline, OnPolicy
-from alignment.logprobs import score_completions
-from alignment.models import resolve_model
-from alignment.reward import Conversation, Rewards
-from rollout.generate import Generated, generate, sampling_model
-from rollout.randomness import Streams
-from rollout.run_dir import RunDir
-from rollout.settings import Sampling
-from rollout.store import RoundStore, shard_rows
-from rollout.types import Completions
+from reprise.alignment import data
+from reprise.alignment.adapters import identity, save_plain, tensors
+from reprise.alignment.config import Offline, OnPolicy
+from reprise.alignment.logprobs import score_completions
+from reprise.alignment.models import resolve_model
+from reprise.alignment.rewards.reward import Conversation, Rewards
+from reprise.rollout.generate import Generated, generate, sampling_model
+from reprise.rollout.randomness import Streams
+from reprise.rollout.run.run_dir import RunDir
+from reprise.rollout.run.settings import Sampling
+from reprise.rollout.store import RoundStore, shard_rows
+from reprise.rollout.types import Completions
 
 
 @dataclass(frozen=True)
@@ -253,10 +253,10 @@ class Collector:
 def _open_vllm(sampling: Sampling, policy: str) -> Any:
     assert sampling.vllm is not None
     if sampling.vllm.mode == "colocate":
-        from rollout.vllm_colocated import ColocatedVLLM
+        from reprise.rollout.vllm_colocated import ColocatedVLLM
 
         return ColocatedVLLM(sampling.vllm, sampling, resolve_model(policy, "policy"))
-    from rollout.vllm import VLLMServer
+    from reprise.rollout.vllm import VLLMServer
 
     return VLLMServer(sampling.vllm, sampling)
 

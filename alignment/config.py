@@ -11,11 +11,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from alignment.parallelism import Parallelism
-from alignment.reward_config import Reward as Reward  # re-exported: one place for configs
-from alignment.training_arguments import TrainingArgumentsDict
-from rollout.settings import Sampling, Settings
-from rollout.trackers import Report
+from reprise.alignment.rewards.config import Reward as Reward  # re-exported: one place for configs
+from reprise.alignment.training.arguments import TrainingArgumentsDict
+from reprise.alignment.training.parallelism import Parallelism
+from reprise.rollout.run.settings import Sampling, Settings
+from reprise.rollout.run.trackers import Report
 
 PositiveFloat = Annotated[float, Field(gt=0)]
 PerRound = PositiveFloat | list[PositiveFloat]

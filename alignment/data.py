@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from alignment import docstrings
-from alignment.config import Data, Docstrings
+from reprise.alignment import docstrings
+from reprise.alignment.config import Data, Docstrings
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -122,7 +122,7 @@ def _read(name: str, split: str) -> Dataset:
     from datasets import load_dataset, load_from_disk
     from datasets.exceptions import DatasetGenerationError
 
-    from alignment.models import require_on_hub
+    from reprise.alignment.models import require_on_hub
 
     path = Path(name)
     if path.is_dir() and any((path / mark).exists() for mark in _SAVED):

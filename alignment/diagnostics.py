@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from alignment.pairs import Targets, identical
-from rollout.types import Completions, Pairs
+from reprise.alignment.pairs import Targets, identical
+from reprise.rollout.types import Completions, Pairs
 
 
 def data_diagnostics(completions: Completions, pairs: Pairs) -> dict[str, float]:

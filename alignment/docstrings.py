@@ -31,7 +31,7 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
-from rollout import files
+from reprise.rollout import files
 
 VERSION = 1  # of this builder: raise it whenever a pair could come out differently
 PACKAGES = {  # importable name -> distribution whose version identifies its source

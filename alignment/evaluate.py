@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from alignment.diagnostics import completion_lengths
-from rollout.types import Completions
+from reprise.alignment.diagnostics import completion_lengths
+from reprise.rollout.types import Completions
 
 
 def evaluate(

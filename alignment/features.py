@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from alignment.logprobs import batches_by_length
-from rollout.randomness import Streams
+from reprise.alignment.logprobs import batches_by_length
+from reprise.rollout.randomness import Streams
 
 
 @torch.inference_mode()

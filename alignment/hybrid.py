@@ -22,13 +22,13 @@ import numpy as np
 from accelerate import PartialState
 from transformers import PreTrainedModel
 
-from alignment.collect import Collector, Given, Prompts, eos_ids
-from alignment.config import HybridDesign
-from alignment.design import preferential_design
-from alignment.features import bounded, hidden_features, projection
-from rollout.draws import binomial, categorical
-from rollout.files import write_bytes
-from rollout.run_dir import RunDir
+from reprise.alignment.collect import Collector, Given, Prompts, eos_ids
+from reprise.alignment.config import HybridDesign
+from reprise.alignment.features import bounded, hidden_features, projection
+from reprise.alignment.theory.design import preferential_design
+from reprise.rollout.draws import binomial, categorical
+from reprise.rollout.files import write_bytes
+from reprise.rollout.run.run_dir import RunDir
 
 FILE = "design.npz"
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alignment.chunked import scoring_head
+from reprise.alignment.chunked import scoring_head
 
 
 def pad_completions(

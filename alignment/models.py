@@ -29,8 +29,10 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from alignment.config import FromScratch
-from rollout.weights import weights_sha256 as weights_sha256  # the models' identity: used with them
+from reprise.alignment.config import FromScratch
+from reprise.rollout.weights import (
+    weights_sha256 as weights_sha256,  # the models' identity: used with them
+)
 
 PAD, EOS = "<pad>", "<eos>"
 # Pythia pads with <|padding|>; Llama 3 has no padding token, and reserved ones to take its place.

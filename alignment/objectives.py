@@ -28,7 +28,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alignment.calibration import calibration_factor as calibration_factor  # RDRC's, re-exported
+from reprise.alignment.calibration import (
+    calibration_factor as calibration_factor,  # RDRC's, re-exported
+)
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 

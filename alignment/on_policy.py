@@ -29,17 +29,18 @@ import numpy as np
 from accelerate import PartialState
 from transformers import PreTrainedModel
 
-from alignment import adapters, policies, sharding
-from alignment.collect import Collector, load_prompts, rows_of_round
-from alignment.config import Offline, OnPolicy
-from alignment.diagnostics import data_diagnostics, throughput, update_diagnostics
-from alignment.evaluate import evaluate, samples_table
-from alignment.hybrid import DesignedPairs, designed_pairs
-from alignment.models import load_tokenizer, load_weights_strictly, weights_sha256
-from alignment.pairs import Targets, make_targets, select_pairs
-from alignment.reward import Rewards
-from alignment.rewards_check import check_rewards
-from alignment.update import (
+from reprise.alignment import adapters, policies
+from reprise.alignment.collect import Collector, load_prompts, rows_of_round
+from reprise.alignment.config import Offline, OnPolicy
+from reprise.alignment.diagnostics import data_diagnostics, throughput, update_diagnostics
+from reprise.alignment.evaluate import evaluate, samples_table
+from reprise.alignment.hybrid import DesignedPairs, designed_pairs
+from reprise.alignment.models import load_tokenizer, load_weights_strictly, weights_sha256
+from reprise.alignment.pairs import Targets, make_targets, select_pairs
+from reprise.alignment.rewards.check import check_rewards
+from reprise.alignment.rewards.reward import Rewards
+from reprise.alignment.training import sharding
+from reprise.alignment.training.update import (
     bucketed,
     minibatch_order,
     padding_of,
@@ -47,12 +48,13 @@ from alignment.update import (
     training_arguments,
     update,
 )
-from rollout import files, interruption
-from rollout.generate import check_prompts
-from rollout.randomness import Streams
-from rollout.run_dir import RunDir
-from rollout.store import RoundStore
-from rollout.types import Completions, Pairs
+from reprise.rollout import files
+from reprise.rollout.generate import check_prompts
+from reprise.rollout.randomness import Streams
+from reprise.rollout.run import interruption
+from reprise.rollout.run.run_dir import RunDir
+from reprise.rollout.store import RoundStore
+from reprise.rollout.types import Completions, Pairs
 
 STRATEGIES = ("single", "ddp", "fsdp2", "zero2", "zero3")
 POLICY_OF_ROUND = "round-{:05d}"

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from alignment.config import DPO, PDFR, RDRC, REBEL
-from rollout.types import Completions, Pairs
+from reprise.alignment.config import DPO, PDFR, RDRC, REBEL
+from reprise.rollout.types import Completions, Pairs
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from alignment import adapters
-from alignment.config import Offline, OnPolicy
-from alignment.models import load_policy, weights_sha256
-from rollout import files
-from rollout.randomness import Streams
-from rollout.run_dir import RunDir
+from reprise.alignment import adapters
+from reprise.alignment.config import Offline, OnPolicy
+from reprise.alignment.models import load_policy, weights_sha256
+from reprise.rollout import files
+from reprise.rollout.randomness import Streams
+from reprise.rollout.run.run_dir import RunDir
 
 
 def load(name: str, config: OnPolicy | Offline, device: torch.device) -> PreTrainedModel:

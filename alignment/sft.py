@@ -18,22 +18,22 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from alignment.config import SFT
-from alignment.data import load_prompts, tokenize_answers, tokenize_prompts
-from alignment.evaluate import rouge_l
-from alignment.logprobs import completion_logprobs, pad_completions
-from alignment.models import (
+from reprise.alignment.config import SFT
+from reprise.alignment.data import load_prompts, tokenize_answers, tokenize_prompts
+from reprise.alignment.evaluate import rouge_l
+from reprise.alignment.logprobs import completion_logprobs, pad_completions
+from reprise.alignment.models import (
     load_policy,
     load_tokenizer,
     new_policy,
     train_tokenizer,
     weights_sha256,
 )
-from alignment.supervised import Batch, fit, save_final, training_order
-from rollout.generate import generate
-from rollout.randomness import Streams
-from rollout.run_dir import RunDir
-from rollout.settings import Sampling
+from reprise.alignment.training.supervised import Batch, fit, save_final, training_order
+from reprise.rollout.generate import generate
+from reprise.rollout.randomness import Streams
+from reprise.rollout.run.run_dir import RunDir
+from reprise.rollout.run.settings import Sampling
 
 if TYPE_CHECKING:
     from datasets import Dataset

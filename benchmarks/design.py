@@ -28,7 +28,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
-from alignment.design import g_optimal_design
+from reprise.alignment.theory.design import g_optimal_design
 
 GAP = 0.01
 

@@ -31,16 +31,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 
-from distill.backups import distill_backups, feature_maps
-from distill.banks import Bank, random_networks
-from distill.config import Downstream
-from distill.evaluate import fitted_q
-from distill.offline_rl import Domain, Points, distill, gather, starting_rows, terminal_count
-from distill.predictors import Batch, Networks, Scaling, bellman_losses, draw_networks
-from launch.provenance import cores, cpu_name
-from rollout.collect import collect_transitions
-from rollout.environments import make
-from rollout.types import Transitions
+from reprise.distill.backups import distill_backups, feature_maps
+from reprise.distill.banks import Bank, random_networks
+from reprise.distill.config import Downstream
+from reprise.distill.evaluate import fitted_q
+from reprise.distill.offline_rl import (
+    Domain,
+    Points,
+    distill,
+    gather,
+    starting_rows,
+    terminal_count,
+)
+from reprise.distill.predictors import Batch, Networks, Scaling, bellman_losses, draw_networks
+from reprise.launch.provenance import cores, cpu_name
+from reprise.rollout.collect import collect_transitions
+from reprise.rollout.environments.base import make
+from reprise.rollout.types import Transitions
 
 GAMMA = 0.98
 

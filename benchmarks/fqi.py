@@ -29,15 +29,15 @@ import numpy as np
 from sklearn.kernel_approximation import RBFSampler
 from sklearn.linear_model import Ridge
 
-from launch.provenance import cores, cpu_name
-from rl.config import FQIFeatures, FQIMethod
-from rl.fqi import Encoded, Fourier, fit
-from rl.regression import one_thread
-from rl.rounding import draw_offsets, round_to_grid
-from rollout.collect import collect
-from rollout.environments import cartpole
-from rollout.randomness import Streams
-from rollout.types import Transitions
+from reprise.launch.provenance import cores, cpu_name
+from reprise.rl.config import FQIFeatures, FQIMethod
+from reprise.rl.replicable.fqi import Encoded, Fourier, fit
+from reprise.rl.replicable.regression import one_thread
+from reprise.rl.replicable.rounding import draw_offsets, round_to_grid
+from reprise.rollout.collect import collect
+from reprise.rollout.environments.base import cartpole
+from reprise.rollout.randomness import Streams
+from reprise.rollout.types import Transitions
 
 LAMBDA, BANDWIDTH, FRACTION = 0.1, 0.7, 0.5
 METHOD = FQIMethod(reward="step", reward_scale=1.0)

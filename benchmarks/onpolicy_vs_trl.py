@@ -92,10 +92,10 @@ def main() -> None:
 
 def measure_ours(folder: Path, precision: str, attention: str | None) -> dict[str, float]:
     """Two rounds of `alignment.on_policy`; the second is measured."""
-    from alignment.config import OnPolicy
-    from alignment.on_policy import run
-    from rollout.run_dir import RunDir
-    from rollout.store import RoundStore
+    from reprise.alignment.config import OnPolicy
+    from reprise.alignment.on_policy import run
+    from reprise.rollout.run.run_dir import RunDir
+    from reprise.rollout.store import RoundStore
 
     class Clock(RunDir):
         def log(self, **values: Any) -> None:
@@ -232,8 +232,8 @@ def make_models_and_prompts(folder: Path) -> None:
     """Write a policy, a reward model, and prompts of exactly PROMPT tokens from Python's manual."""
     from pydoc_data.topics import topics
 
-    from alignment import models
-    from alignment.config import FromScratch
+    from reprise.alignment import models
+    from reprise.alignment.config import FromScratch
 
     tokenizer = models.train_tokenizer(topics.values(), VOCABULARY)
     policy = models.new_policy(FromScratch(vocabulary=VOCABULARY), tokenizer, seed=0)
@@ -248,8 +248,8 @@ def make_models_and_prompts(folder: Path) -> None:
 
 def link_models_and_prompts(folder: Path, runs: Path) -> None:
     """The policy and the reward model of finished runs, and the prompts they were trained for."""
-    from alignment import data, models
-    from launch.config import load
+    from reprise.alignment import data, models
+    from reprise.launch.config import load
 
     for name, run in (("policy", "sft"), ("reward", "reward_model")):
         (folder / name).symlink_to(Path(models.resolve_model(str(runs / run))).resolve())
@@ -313,7 +313,7 @@ def medians(results: list[dict[str, float]]) -> dict[str, float]:
 
 def machine() -> dict[str, Any]:
     """What this was measured on."""
-    from launch.provenance import cores, cpu_name
+    from reprise.launch.provenance import cores, cpu_name
 
     return {"cpu": cpu_name(), "cores": cores(), "threads_used": 1}
 

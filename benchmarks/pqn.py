@@ -31,14 +31,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
-from launch.config import load
-from launch.provenance import cores, cpu_name
-from rl.config import PQN
-from rl.networks import QNetwork
-from rl.pqn import Learner
-from rl.pqn_result import WORK
-from rl.workers import Clock
-from rollout.run_dir import RunDir
+from reprise.launch.config import load
+from reprise.launch.provenance import cores, cpu_name
+from reprise.rl.config import PQN
+from reprise.rl.networks import QNetwork
+from reprise.rl.pqn import Learner
+from reprise.rl.pqn_result import WORK
+from reprise.rl.workers import Clock
+from reprise.rollout.run.run_dir import RunDir
 
 SIDES = {
     "ours": ("fast", "auto"),

@@ -25,11 +25,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from launch.config import load
-from rl.arranged import Arranged, arrange, q_values
-from rl.pqn import Learner
-from rl.workers import Clock
-from rollout.run_dir import RunDir
+from reprise.launch.config import load
+from reprise.rl.arranged import Arranged, arrange, q_values
+from reprise.rl.pqn import Learner
+from reprise.rl.workers import Clock
+from reprise.rollout.run.run_dir import RunDir
 
 LAYERS = ("conv1", "conv2", "conv3", "hidden", "head")
 

@@ -93,7 +93,7 @@ def measure_memory(chunked: bool, frozen: bool, vocabulary: int) -> dict[str, fl
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from alignment.logprobs import completion_logprobs
+    from reprise.alignment.logprobs import completion_logprobs
 
     config = AutoConfig.for_model(
         "llama",
@@ -149,8 +149,8 @@ def run_padding(repeats: int) -> dict[str, float]:
     """Shares of padding in a round."""
     import numpy as np
 
-    from alignment.update import bucketed, padding_of
-    from rollout.types import Pairs
+    from reprise.alignment.training.update import bucketed, padding_of
+    from reprise.rollout.types import Pairs
 
     count, step, micro_batch = 1024, 64, 4
     generator = np.random.default_rng(0)
@@ -192,7 +192,7 @@ def run_processes(repeats: int) -> dict[str, Any]:
                 if world == 2:
                     start += ["accelerate.commands.launch", "--config_file"]
                     start += [str(ROOT / "launch/accelerate/cpu.yaml"), "-m"]
-                output([*start, "launch.run", str(config), "--out", str(out)])
+                output([*start, "reprise.launch.run", str(config), "--out", str(out)])
                 lines = [json.loads(line) for line in (out / "metrics.jsonl").open()]
                 [_, last] = [line for line in lines if "update_seconds" in line]
                 phases = ("collect_seconds", "update_seconds")
@@ -218,7 +218,7 @@ def run_staged(repeats: int) -> dict[str, Any]:
                 command = [
                     sys.executable,
                     "-m",
-                    "launch.cli",
+                    "reprise.launch.cli",
                     "run",
                     str(config),
                     "--out",
@@ -237,8 +237,8 @@ def make_lab(folder: Path) -> None:
     """A small policy, a reward model and prompts."""
     from pydoc_data.topics import topics
 
-    from alignment import models
-    from alignment.config import FromScratch
+    from reprise.alignment import models
+    from reprise.alignment.config import FromScratch
 
     tokenizer = models.train_tokenizer(topics.values(), 2048)
     policy = models.new_policy(FromScratch(vocabulary=2048), tokenizer, seed=0)
@@ -290,7 +290,7 @@ def output(command: list[str]) -> str:
 
 def machine() -> dict[str, Any]:
     """What this was measured on."""
-    from launch.provenance import cores, cpu_name
+    from reprise.launch.provenance import cores, cpu_name
 
     return {"cpu": cpu_name(), "cores": cores(), "threads_used": 1}
 

@@ -33,9 +33,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from distill.offline_rl import Descent, Domain, Dynamics, Points
-from distill.predictors import Batch, Networks, draw_networks
-from rollout.draws import categorical
+from reprise.distill.offline_rl import Descent, Domain, Dynamics, Points
+from reprise.distill.predictors import Batch, Networks, draw_networks
+from reprise.rollout.draws import categorical
 
 Maps = Callable[[int], Networks]
 

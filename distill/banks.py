@@ -8,7 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from distill.predictors import Batch, Networks, bellman_losses, draw_networks, training_losses
+from reprise.distill.predictors import (
+    Batch,
+    Networks,
+    bellman_losses,
+    draw_networks,
+    training_losses,
+)
 
 FLOOR = 1e-8  # of a training-set loss, below which a relative error means nothing
 

@@ -19,10 +19,10 @@ import math
 import numpy as np
 import torch
 
-from distill.offline_rl import Domain, starting_rows, terminal_count
-from distill.predictors import Batch, Networks, draw_networks
-from rollout.draws import settled
-from rollout.types import Transitions
+from reprise.distill.offline_rl import Domain, starting_rows, terminal_count
+from reprise.distill.predictors import Batch, Networks, draw_networks
+from reprise.rollout.draws import settled
+from reprise.rollout.types import Transitions
 
 SUBSETS = ("random", "stratified", "balanced", "leverage", "kmeans")
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from rollout.settings import Settings
+from reprise.rollout.run.settings import Settings
 
 Count = Annotated[int, Field(ge=1)]
 REGRESSION_DATA = ("synthetic", "diabetes", "boston", "california", "wine-red", "wine-white")

@@ -21,13 +21,13 @@ from typing import Any
 
 import numpy as np
 
-from rollout import cartpole
-from rollout.collect import Policy, collect_transitions
-from rollout.files import atomic_directory
-from rollout.portable import make_portable
-from rollout.randomness import Streams
-from rollout.store import RoundStore
-from rollout.types import Transitions
+from reprise.rollout import cartpole
+from reprise.rollout.collect import Policy, collect_transitions
+from reprise.rollout.environments.portable import make_portable
+from reprise.rollout.files import atomic_directory
+from reprise.rollout.randomness import Streams
+from reprise.rollout.store import RoundStore
+from reprise.rollout.types import Transitions
 
 KINDS = ("replay", "mixed", "random")
 SIZE = 4_000  # of the published sets
@@ -138,7 +138,7 @@ def _published() -> dict[str, str]:
 
 
 def main() -> None:
-    """``python -m distill.data``: print the checksums of the published sets, as the file has them.
+    """``python -m reprise.distill.data``: print published checksums, as the file has them.
 
     CartPole, seeds 0 to 2; MountainCar and Acrobot, seeds 0 to 4.
     """

@@ -22,12 +22,12 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from distill.config import Downstream
-from distill.predictors import Batch, Networks, Scaling, draw_networks
-from rollout.collect import first_episode_returns
-from rollout.environments import make
-from rollout.offline import d3rlpy_buffer
-from rollout.types import Transitions
+from reprise.distill.config import Downstream
+from reprise.distill.predictors import Batch, Networks, Scaling, draw_networks
+from reprise.rollout.collect import first_episode_returns
+from reprise.rollout.environments.base import make
+from reprise.rollout.offline import d3rlpy_buffer
+from reprise.rollout.types import Transitions
 
 Watch = Callable[[int, Networks], None]
 

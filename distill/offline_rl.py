@@ -25,9 +25,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from distill.banks import Bank, Draw
-from distill.predictors import Batch
-from rollout.types import Transitions
+from reprise.distill.banks import Bank, Draw
+from reprise.distill.predictors import Batch
+from reprise.rollout.types import Transitions
 
 
 def check(data: Transitions, size: int, ends: int, actions: int) -> None:

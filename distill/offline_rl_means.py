@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from distill.config import DistillOfflineRL
-from distill.offline_rl_sets import TrainingSet, training_sets
-from rollout import cells
-from rollout.intervals import mean_of, student
+from reprise.distill.config import DistillOfflineRL
+from reprise.distill.offline_rl_sets import TrainingSet, training_sets
+from reprise.rollout.run import cells
+from reprise.rollout.run.intervals import mean_of, student
 
 Plan = list[tuple[str, dict[str, Any]]]
 

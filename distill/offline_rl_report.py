@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from distill.config import DistillOfflineRL
-from distill.offline_rl_means import about, cell, means, paired, paired_means, transfer
-from rollout import cells, figures
-from rollout.files import write_text
-from rollout.run_dir import RunDir
-from rollout.store import RoundStore
+from reprise.distill.config import DistillOfflineRL
+from reprise.distill.offline_rl_means import about, cell, means, paired, paired_means, transfer
+from reprise.rollout.files import write_text
+from reprise.rollout.run import cells, figures
+from reprise.rollout.run.run_dir import RunDir
+from reprise.rollout.store import RoundStore
 
 
 def finish(
@@ -49,7 +49,7 @@ def _rounds(
     config: DistillOfflineRL, run_dir: RunDir, work: Any, results: dict[str, cells.Arrays]
 ) -> list[dict[str, Any]]:
     """Seed 0's points of every training set and size, for the last number of predictors."""
-    from distill.data import write_round
+    from reprise.distill.data import write_round
 
     store, listed = RoundStore(run_dir.rounds), []
     count = config.predictors[-1]
@@ -76,7 +76,7 @@ def _d3rlpy(
     config: DistillOfflineRL, work: Any, results: dict[str, cells.Arrays]
 ) -> list[dict[str, Any]]:
     """d3rlpy's DQN on the first cell's distilled sets, and on stratified ones, three seeds."""
-    from distill.evaluate import d3rlpy_return
+    from reprise.distill.evaluate import d3rlpy_return
 
     one, size, entries = work.sets[0], config.sizes[0], []
     names = {"distilled": f"{one.name}-{size}-distilled-{config.predictors[-1]}"}

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from distill.config import DistillOfflineRL
-from distill.data import training_set
-from distill.predictors import Scaling
+from reprise.distill.config import DistillOfflineRL
+from reprise.distill.data import training_set
+from reprise.distill.predictors import Scaling
 
 
 class TrainingSet(NamedTuple):

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from distill import baselines
-from distill.backups import agreement, choose, distill_backups, feature_maps
-from distill.banks import Bank, Draw, near_iterates, random_networks
-from distill.config import DistillOfflineRL, Downstream
-from distill.evaluate import fitted_q, greedy_returns
-from distill.offline_rl import (
+from reprise.distill import baselines
+from reprise.distill.backups import agreement, choose, distill_backups, feature_maps
+from reprise.distill.banks import Bank, Draw, near_iterates, random_networks
+from reprise.distill.config import DistillOfflineRL, Downstream
+from reprise.distill.evaluate import fitted_q, greedy_returns
+from reprise.distill.offline_rl import (
     Dynamics,
     check,
     distill,
@@ -29,13 +29,13 @@ from distill.offline_rl import (
     starting_rows,
     terminal_count,
 )
-from distill.offline_rl_sets import Source, TrainingSet, training_sets
-from distill.predictors import Batch, Networks
-from rollout import cells
-from rollout.environments import make
-from rollout.randomness import Streams
-from rollout.run_dir import RunDir
-from rollout.types import Transitions
+from reprise.distill.offline_rl_sets import Source, TrainingSet, training_sets
+from reprise.distill.predictors import Batch, Networks
+from reprise.rollout.environments.base import make
+from reprise.rollout.randomness import Streams
+from reprise.rollout.run import cells
+from reprise.rollout.run.run_dir import RunDir
+from reprise.rollout.types import Transitions
 
 ITERATES = (0.02, 0.05, 0.1, 0.17, 0.27, 0.4, 0.57, 0.75, 1.0)  # of all backups
 PARTS = ("states", "rewards", "following")
@@ -46,7 +46,7 @@ def run(config: DistillOfflineRL, run_dir: RunDir) -> dict[str, Any]:
     work = Work(config)
     plan = work.plan()
     results = cells.each(run_dir, [name for name, _ in plan], work.cell, "offline RL cells")
-    from distill.offline_rl_report import finish
+    from reprise.distill.offline_rl_report import finish
 
     named = {name: arrays for (name, _), arrays in zip(plan, results, strict=True)}
     summary = finish(config, run_dir, work, plan, named)

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from rollout.types import Transitions
+from reprise.rollout.types import Transitions
 
 # Activations worked on at a time: what fits in a cache. In one piece, three hundred predictors
 # go through memory nine times a step, which takes up to half as long again.

@@ -18,10 +18,10 @@ from typing import Any, Protocol
 
 from pydantic import ValidationError
 
-from launch import strict_yaml
-from launch.problems import explain, shown
-from rollout.remote import secrets_in
-from rollout.settings import Settings
+from reprise.launch import strict_yaml
+from reprise.launch.problems import explain, shown
+from reprise.rollout.run.remote import secrets_in
+from reprise.rollout.run.settings import Settings
 
 
 class ConfigError(ValueError):
@@ -66,88 +66,88 @@ class Experiment:
 
 EXPERIMENTS = {
     "alignment.sft": Experiment(
-        "alignment.config:SFT",
-        "alignment.sft:run",
+        "reprise.alignment.config:SFT",
+        "reprise.alignment.sft:run",
         "supervised fine-tuning, from a checkpoint or from scratch with its own tokenizer",
     ),
     "alignment.reward_training": Experiment(
-        "alignment.config:RewardTraining",
-        "alignment.reward_training:run",
+        "reprise.alignment.config:RewardTraining",
+        "reprise.alignment.rewards.training:run",
         "a Bradley-Terry reward model from preference pairs",
     ),
     "alignment.on_policy": Experiment(
-        "alignment.config:OnPolicy",
-        "alignment.on_policy:run",
+        "reprise.alignment.config:OnPolicy",
+        "reprise.alignment.on_policy:run",
         "on-policy DPO, PDFR, REBEL or RDRC: fresh samples in every round",
     ),
     "alignment.offline": Experiment(
-        "alignment.config:Offline",
-        "alignment.on_policy:run",
+        "reprise.alignment.config:Offline",
+        "reprise.alignment.on_policy:run",
         "the off-policy twin: the same objective on the first round's samples only",
     ),
     "alignment.bandit": Experiment(
-        "alignment.theory_config:BanditExperiment",
-        "alignment.bandit_studies:run",
+        "reprise.alignment.theory.config:BanditExperiment",
+        "reprise.alignment.theory.studies:run",
         "preference learning in bandits: coverage, rates and rounds, against the theory",
     ),
     "alignment.design": Experiment(
-        "alignment.theory_config:DesignExperiment",
-        "alignment.design_study:run",
+        "reprise.alignment.theory.config:DesignExperiment",
+        "reprise.alignment.theory.design_study:run",
         "optimal designs for preference learning: values, bounds and supports",
     ),
     "alignment.coverage": Experiment(
-        "alignment.theory_config:CoverageOfRun",
-        "alignment.coverage:run",
+        "reprise.alignment.theory.config:CoverageOfRun",
+        "reprise.alignment.theory.coverage:run",
         "how well each round's policy of a finished run covers its final one",
     ),
     "rl.fqi": Experiment(
-        "rl.config:FQI",
-        "rl.figure_one:run",
+        "reprise.rl.config:FQI",
+        "reprise.rl.replicable.figure_one:run",
         "replicable fitted Q-iteration on CartPole: return and identical weights against data",
     ),
     "rl.estimation": Experiment(
-        "rl.config:Estimation",
-        "rl.estimation:run",
+        "reprise.rl.config:Estimation",
+        "reprise.rl.replicable.estimation:run",
         "R-ridge regression and R-covariance estimation alone: agreement and error against samples",
     ),
     "rl.lsvi": Experiment(
-        "rl.config:LSVI",
-        "rl.frontier:run",
+        "reprise.rl.config:LSVI",
+        "reprise.rl.replicable.frontier:run",
         "R-LSVI on a linear MDP with a generative model: agreement against suboptimality",
     ),
     "rl.lsvi_ucb": Experiment(
-        "rl.config:LSVIUCB",
-        "rl.frontier:run",
+        "reprise.rl.config:LSVIUCB",
+        "reprise.rl.replicable.frontier:run",
         "R-LSVI-UCB on a linear MDP in episodes: agreement against suboptimality",
     ),
     "distill.regression": Experiment(
-        "distill.config:DistillRegression",
-        "distill.regression_study:run",
+        "reprise.distill.config:DistillRegression",
+        "reprise.distill.supervised.study:run",
         "regression data distilled by matching losses: held-out and test error against k and N",
     ),
     "distill.offline_rl": Experiment(
-        "distill.config:DistillOfflineRL",
-        "distill.offline_rl_study:run",
+        "reprise.distill.config:DistillOfflineRL",
+        "reprise.distill.offline_rl_study:run",
         "offline RL data distilled by matching Bellman losses or backups: returns against subsets",
     ),
     "distill.decomposable": Experiment(
-        "distill.config:DistillDecomposable",
-        "distill.decomposable_study:run",
+        "reprise.distill.config:DistillDecomposable",
+        "reprise.distill.decomposable.study:run",
         "the convex case of offline RL distillation: predictors needed by decomposable features",
     ),
     "rl.pqn": Experiment(
-        "rl.config:PQN",
-        "rl.pqn:run",
+        "reprise.rl.config:PQN",
+        "reprise.rl.pqn:run",
         "PQN with quantized Q-values on Atari or classic control",
     ),
     "rl.collect": Experiment(
-        "rl.agreement_config:Collect",
-        "rl.record:run",
+        "reprise.rl.agreement_config:Collect",
+        "reprise.rl.record:run",
         "a trained policy's games as a Minari data set",
     ),
     "rl.figure_two": Experiment(
-        "rl.agreement_config:FigureTwo",
-        "rl.figure_two:run",
+        "reprise.rl.agreement_config:FigureTwo",
+        "reprise.rl.figure_two:run",
         "return and pairwise action agreement of finished PQN runs, against the paper's claims",
     ),
 }

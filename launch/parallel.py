@@ -55,9 +55,9 @@ class Job:
         """The command line that makes, or continues, the run or evaluation."""
         if self.suite:
             chosen = ["--suite", self.suite, "--round", str(self.round)]
-            module = [sys.executable, "-m", "launch.cli", "evaluate"]
+            module = [sys.executable, "-m", "reprise.launch.cli", "evaluate"]
             return [*module, self.config, *self.overrides, *chosen]
-        module = [sys.executable, "-m", "launch.run"]
+        module = [sys.executable, "-m", "reprise.launch.run"]
         return [*module, self.config, *self.overrides, "--out", str(self.out)]
 
     @property

@@ -173,7 +173,7 @@ def _dotted_keys(model: type[BaseModel], raw: Any, prefix: str) -> Iterator[str]
     for name, field in model.model_fields.items():
         yield prefix + name
         if name == "train" and not _sections(field.annotation, _UNTYPED):
-            from alignment.training_arguments import training_argument_types
+            from reprise.alignment.training.arguments import training_argument_types
 
             yield from (f"{prefix}train.{argument}" for argument in training_argument_types())
         for section in _sections(field.annotation, _child(raw, name)):

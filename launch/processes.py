@@ -14,7 +14,7 @@ import socket
 import sys
 from typing import Any, NoReturn, Protocol
 
-from launch.config import ConfigError
+from reprise.launch.config import ConfigError
 
 _AT_START = dict(os.environ)  # libraries add to it; the next phase begins with what we began with
 _HANDED_OVER = "REPRISE_HANDED_OVER"
@@ -57,7 +57,7 @@ def check_launch(asked: Parallelism | None, world: int) -> None:
     Raises:
         ConfigError: another number of processes, or another strategy.
     """
-    from alignment.parallelism import launched_strategy
+    from reprise.alignment.training.parallelism import launched_strategy
 
     if asked is None:
         return
@@ -74,8 +74,8 @@ def check_launch(asked: Parallelism | None, world: int) -> None:
     if problems:
         raise ConfigError(
             f"{'; '.join(problems)}. Start it with `accelerate launch --config_file "
-            "launch/accelerate/....yaml -m launch.run`, with the file and --num_processes that "
-            "fit, or change `parallelism`"
+            "launch/accelerate/....yaml -m reprise.launch.run`, with the file and --num_processes "
+            "that fit, or change `parallelism`"
         )
 
 
@@ -123,7 +123,7 @@ def threads() -> int:
     Raises:
         ConfigError: OMP_NUM_THREADS is not a positive whole number.
     """
-    from launch.provenance import cores
+    from reprise.launch.provenance import cores
 
     given = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     if not given:

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rollout.remote import HIDDEN, is_secret_name, redact
+from reprise.rollout.run.remote import HIDDEN, is_secret_name, redact
 
 PACKAGES = (
     "torch",
@@ -44,7 +44,7 @@ def code_revision() -> tuple[str, bool]:
         commit = _git(root, "rev-parse", "HEAD")
         if commit:
             return commit, bool(_git(root, "status", "--porcelain", "--untracked-files=no"))
-    return f"reprise-{_version('reprise')}", False
+    return "reprise-" + _version("reprise-rl"), False
 
 
 def provenance(threads: int, world: int) -> dict[str, Any]:

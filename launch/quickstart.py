@@ -19,12 +19,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.curves import draw, markdown, paired_difference, rounds_so_far
-from launch.parallel import Job, run_side_by_side
-from launch.provenance import cores
-from launch.values import number_at
-from rollout.files import write_text
-from rollout.intervals import student
+from reprise.launch.parallel import Job, run_side_by_side
+from reprise.launch.provenance import cores
+from reprise.launch.tables.curves import draw, markdown, paired_difference, rounds_so_far
+from reprise.launch.tables.values import number_at
+from reprise.rollout.files import write_text
+from reprise.rollout.run.intervals import student
 
 METHODS = {
     "offline_dpo": "DPO, offline",
@@ -68,7 +68,9 @@ OTHERS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run all, print the table, draw the figure; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m launch.quickstart", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m reprise.launch.quickstart", description=__doc__
+    )
     parser.add_argument("--seeds", type=int, default=3, help="seeds of each method (default 3)")
     parser.add_argument("--workers", type=int, default=cores(), help="runs side by side")
     options = parser.parse_args(arguments)
@@ -111,7 +113,7 @@ def curves_of(jobs: Sequence[Job]) -> dict[str, list[dict[int, dict[str, Any]]]]
 
 def _prerequisite(name: str) -> int:
     """One run in the foreground, on all cores: what it says is worth reading."""
-    command = [sys.executable, "-m", "launch.run", f"quickstart/{name}"]
+    command = [sys.executable, "-m", "reprise.launch.run", f"quickstart/{name}"]
     environment = {**os.environ, "OMP_NUM_THREADS": str(cores())}
     return subprocess.run(command, env=environment, check=False).returncode
 

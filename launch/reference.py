@@ -1,6 +1,6 @@
 """docs/configuration.md: every key of every experiment, from the config models themselves.
 
-python -m launch.reference      writes the page; a test asserts that it is current
+python -m reprise.launch.reference      writes the page; a test asserts that it is current
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from launch.config import EXPERIMENTS
-from rollout.files import write_text
+from reprise.launch.config import EXPERIMENTS
+from reprise.rollout.files import write_text
 
 PAGE = Path("docs/configuration.md")
 HEAD = """# Configuration reference
 
-Generated from the config models by `python -m launch.reference`; do not edit. A config is YAML;
-any key can be set on the command line as `key.path=value`. Unknown keys are refused, with the
+Generated from the config models by `python -m reprise.launch.reference`; do not edit. A config is
+YAML; any key can be set on the command line as `key.path=value`. Unknown keys are refused, with the
 nearest known one named.
 `reprise run CONFIG --dry-run` prints a config with every default written out.
 """

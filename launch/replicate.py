@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from launch.config import ConfigError, ExperimentSettings, find, load
-from launch.parallel import Job, run_side_by_side
-from launch.provenance import cores
-from launch.run import default_out
-from rl.agreement import most_common_share, pairwise_identity
-from rollout.files import write_json
-from rollout.intervals import jackknife, student, student_share
+from reprise.launch.config import ConfigError, ExperimentSettings, find, load
+from reprise.launch.parallel import Job, run_side_by_side
+from reprise.launch.provenance import cores
+from reprise.launch.run import default_out
+from reprise.rl.replicable.agreement import most_common_share, pairwise_identity
+from reprise.rollout.files import write_json
+from reprise.rollout.run.intervals import jackknife, student, student_share
 
 # Where each experiment's summary says how good the result is.
 RETURNS = {

@@ -1,7 +1,7 @@
 """Start, continue or leave alone one run: the only place that decides what a directory may become.
 
 reprise run CONFIG [key=value ...] [--out DIR] [--staged]
-accelerate launch --config_file launch/accelerate/cpu.yaml -m launch.run CONFIG ...
+accelerate launch --config_file launch/accelerate/cpu.yaml -m reprise.launch.run CONFIG ...
 
 With ``--staged`` each process does one phase (collect, update) and then becomes the process of the
 next. How a run is staged is no setting of it: the bits are the same, and so is the config's hash.
@@ -17,9 +17,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from alignment.calibration import calibration_warnings
-from launch import processes
-from launch.config import (
+from reprise.alignment.calibration import calibration_warnings
+from reprise.launch import processes
+from reprise.launch.cli.ending import is_bad_input
+from reprise.launch.config import (
     EXPERIMENTS,
     ConfigError,
     ExperimentSettings,
@@ -31,12 +32,11 @@ from launch.config import (
     read,
     to_yaml,
 )
-from launch.ending import is_bad_input
-from launch.provenance import provenance, starts, unlike
-from rollout.files import is_leftover, remove_leftovers, write_json, write_text
-from rollout.remote import redact
-from rollout.run_dir import RunDir
-from rollout.trackers import Report
+from reprise.launch.provenance import provenance, starts, unlike
+from reprise.rollout.files import is_leftover, remove_leftovers, write_json, write_text
+from reprise.rollout.run.remote import redact
+from reprise.rollout.run.run_dir import RunDir
+from reprise.rollout.run.trackers import Report
 
 
 def execute(
@@ -326,7 +326,7 @@ def _work(
         run_dir.say(f"{verb} {settings.experiment} in {path}")
     publisher = None
     if rank == 0 and report.push is not None:
-        from launch.publisher import Publisher
+        from reprise.launch.hub.publisher import Publisher
 
         publisher = Publisher(path, report, run_dir.say)
     try:
@@ -356,6 +356,6 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    from launch.cli import main
+    from reprise.launch.cli.main import main
 
     main(["run", *sys.argv[1:]])

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from rollout.settings import Settings
+from reprise.rollout.run.settings import Settings
 
 Seed = Annotated[int, Field(ge=0)]
 

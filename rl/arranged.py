@@ -27,13 +27,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from rollout.files import write_json
+from reprise.rollout.files import write_json
 
 if TYPE_CHECKING:
-    from rl.config import PQN
-    from rl.networks import QNetwork
-    from rl.workers import Workers
-    from rollout.run_dir import RunDir
+    from reprise.rl.config import PQN
+    from reprise.rl.networks import QNetwork
+    from reprise.rl.workers import Workers
+    from reprise.rollout.run.run_dir import RunDir
 
 BLOCK = 4  # pixels, the stride of the first convolution
 

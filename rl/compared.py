@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from rl.finished_runs import FinishedRun
-from rl.play import standard_error
-from rollout.intervals import bootstrap, interquartile_mean, mean_of
-from rollout.run_dir import metrics_of
+from reprise.rl.finished_runs import FinishedRun
+from reprise.rl.play import standard_error
+from reprise.rollout.run.intervals import bootstrap, interquartile_mean, mean_of
+from reprise.rollout.run.run_dir import metrics_of
 
 BySeed = Mapping[int, float]
 Found = Mapping[str, Mapping[str, Sequence[FinishedRun]]]  # game -> variant -> finished runs

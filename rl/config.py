@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from rollout.settings import EnvironmentSettings, Settings
-from rollout.trackers import Report
+from reprise.rollout.run.settings import EnvironmentSettings, Settings
+from reprise.rollout.run.trackers import Report
 
 Positive = Annotated[float, Field(gt=0)]
 

@@ -16,11 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from rl.action_agreement import gap_histogram, relative_gaps
-from rl.agreement_config import FigureTwo
-from rl.compared import MEASURES, differences, mean_entry, of_summary, paired, scores
-from rl.figures import draw_figure_two
-from rl.finished_runs import (
+from reprise.rl.action_agreement import gap_histogram, relative_gaps
+from reprise.rl.agreement_config import FigureTwo
+from reprise.rl.compared import MEASURES, differences, mean_entry, of_summary, paired, scores
+from reprise.rl.finished_runs import (
     FinishedRun,
     check_together,
     compare,
@@ -29,11 +28,12 @@ from rl.finished_runs import (
     q_values,
     without_nan,
 )
-from rl.human_scores import human_normalized
-from rollout.files import write_json, write_text
-from rollout.intervals import student_half
-from rollout.minari_atari import HeldOut
-from rollout.run_dir import RunDir, metrics_of
+from reprise.rl.human_scores import human_normalized
+from reprise.rl.replicable.figures import draw_figure_two
+from reprise.rollout.files import write_json, write_text
+from reprise.rollout.minari_atari import HeldOut
+from reprise.rollout.run.intervals import student_half
+from reprise.rollout.run.run_dir import RunDir, metrics_of
 
 Cell = dict[str, Any]
 

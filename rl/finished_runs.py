@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from rl.action_agreement import gap_summary, summarize
-from rl.networks import Metadata, QNetwork, load_policy
-from rollout.minari_atari import HeldOut, held_out
+from reprise.rl.action_agreement import gap_summary, summarize
+from reprise.rl.networks import Metadata, QNetwork, load_policy
+from reprise.rollout.minari_atari import HeldOut, held_out
 
 BATCH = 256
 

@@ -27,9 +27,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rl.config import Quantization
-from rl.quantize import Quantizer
-from rollout.files import write_json
+from reprise.rl.config import Quantization
+from reprise.rl.quantize import Quantizer
+from reprise.rollout.files import write_json
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rl.human_scores import human_normalized
-from rollout.files import write_bytes, write_text
-from rollout.randomness import Streams
+from reprise.rl.human_scores import human_normalized
+from reprise.rollout.files import write_bytes, write_text
+from reprise.rollout.randomness import Streams
 
 if TYPE_CHECKING:
-    from rollout.environments import Environments, Episode
+    from reprise.rollout.environments.base import Environments, Episode
 
 Policy = Callable[[np.ndarray], np.ndarray]  # observations [N, ...] -> actions [N]
 

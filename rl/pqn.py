@@ -29,17 +29,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from rl.arranged import Arranged, Forward, decide_precision
-from rl.config import PQN, Optimizer
-from rl.networks import QNetwork, build
-from rl.pqn_checkpoint import newest, restore, save
-from rl.pqn_result import WORK, result
-from rl.quantize import Quantizer
-from rl.workers import Clock, Workers
-from rollout.environments import Environments, Episode, make
-from rollout.randomness import Streams
-from rollout.returns import q_lambda
-from rollout.run_dir import RunDir
+from reprise.rl.arranged import Arranged, Forward, decide_precision
+from reprise.rl.config import PQN, Optimizer
+from reprise.rl.networks import QNetwork, build
+from reprise.rl.pqn_checkpoint import newest, restore, save
+from reprise.rl.pqn_result import WORK, result
+from reprise.rl.quantize import Quantizer
+from reprise.rl.workers import Clock, Workers
+from reprise.rollout.environments.base import Environments, Episode, make
+from reprise.rollout.randomness import Streams
+from reprise.rollout.returns import q_lambda
+from reprise.rollout.run.run_dir import RunDir
 
 PROBE = 64  # observations whose greedy action is compared before and after an update
 

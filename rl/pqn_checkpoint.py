@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rl.networks import load_weights, save_weights
-from rollout.run_dir import RunDir
+from reprise.rl.networks import load_weights, save_weights
+from reprise.rollout.run.run_dir import RunDir
 
 if TYPE_CHECKING:
-    from rl.pqn import Learner
+    from reprise.rl.pqn import Learner
 
 KEPT = 2
 

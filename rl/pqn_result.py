@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rl.config import PQN
-from rl.networks import Metadata, QNetwork, greedy, save_policy
-from rollout.environments import make
-from rollout.randomness import Streams
-from rollout.run_dir import RunDir
-from rollout.weights import weights_sha256
+from reprise.rl.config import PQN
+from reprise.rl.networks import Metadata, QNetwork, greedy, save_policy
+from reprise.rollout.environments.base import make
+from reprise.rollout.randomness import Streams
+from reprise.rollout.run.run_dir import RunDir
+from reprise.rollout.weights import weights_sha256
 
 if TYPE_CHECKING:
-    from rl.pqn import Learner
+    from reprise.rl.pqn import Learner
 
 WORK = ("acting", "environment", "forward", "backward", "optimizer")  # `<name>_seconds` in metrics
 
@@ -56,7 +56,7 @@ def result(learner: Learner) -> dict[str, Any]:
 
 def play_games(config: PQN, network: QNetwork, streams: Streams, run_dir: RunDir) -> dict[str, Any]:
     """Greedy and epsilon-greedy games in float32, their returns as fields, and a film."""
-    from rl.play import film, play, write_csv
+    from reprise.rl.play import film, play, write_csv
 
     settings, games = config.environment_settings, config.evaluation
 

@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from rl.config import Quantization
+from reprise.rl.config import Quantization
 
 
 @dataclass(frozen=True)

@@ -16,16 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from rl.agreement_config import Collect
-from rl.networks import Metadata, QNetwork, greedy, load_policy
-from rl.play import standard_error
-from rollout.environments import CLASSIC_CONTROL, Environments, make
-from rollout.minari_atari import minari_folder
-from rollout.minari_record import LARGEST_GAME, Writer, existing, new_data_set
-from rollout.randomness import Streams
-from rollout.run_dir import RunDir
-from rollout.settings import EnvironmentSettings
-from rollout.weights import weights_sha256
+from reprise.rl.agreement_config import Collect
+from reprise.rl.networks import Metadata, QNetwork, greedy, load_policy
+from reprise.rl.play import standard_error
+from reprise.rollout.environments.base import CLASSIC_CONTROL, Environments, make
+from reprise.rollout.minari_atari import minari_folder
+from reprise.rollout.minari_record import LARGEST_GAME, Writer, existing, new_data_set
+from reprise.rollout.randomness import Streams
+from reprise.rollout.run.run_dir import RunDir
+from reprise.rollout.run.settings import EnvironmentSettings
+from reprise.rollout.weights import weights_sha256
 
 
 def run(config: Collect, run_dir: RunDir) -> dict[str, Any]:

@@ -22,13 +22,13 @@ from typing import Any
 
 import numpy as np
 
-from rollout.cartpole_learner import Settings, learn
-from rollout.collect import Policy, collect_transitions
-from rollout.files import atomic_directory, sha256_file, write_json
-from rollout.portable import make_portable
-from rollout.randomness import Streams
-from rollout.store import RoundStore, shard_rows
-from rollout.types import Transitions
+from reprise.rollout.cartpole_learner import Settings, learn
+from reprise.rollout.collect import Policy, collect_transitions
+from reprise.rollout.environments.portable import make_portable
+from reprise.rollout.files import atomic_directory, sha256_file, write_json
+from reprise.rollout.randomness import Streams
+from reprise.rollout.store import RoundStore, shard_rows
+from reprise.rollout.types import Transitions
 
 SHARDS = 10
 SNAPSHOTS = 20
@@ -284,7 +284,7 @@ def _store(folder: Path, transitions: Transitions, steps: int, seed: int, shippe
 
 
 def main() -> None:
-    """``python -m rollout.cartpole``: record seeds 0, 1 and 2 anew, for the package."""
+    """``python -m reprise.rollout.cartpole``: record seeds 0, 1 and 2 anew, for the package."""
     RECORDINGS.mkdir(exist_ok=True)
     for seed in range(3):
         recording = record(STEPS, seed)

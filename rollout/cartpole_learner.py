@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rollout.portable import make_portable
-from rollout.randomness import Streams
+from reprise.rollout.environments.portable import make_portable
+from reprise.rollout.randomness import Streams
 
 SCALE = np.array([2.4, 2.0, 0.2, 2.0])  # observations are divided by it
 

@@ -15,8 +15,8 @@ from collections.abc import Callable
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from rollout.environments import Environments
-from rollout.types import Transitions
+from reprise.rollout.environments.base import Environments
+from reprise.rollout.types import Transitions
 
 Policy = Callable[[np.ndarray], np.ndarray]
 

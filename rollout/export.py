@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rollout.files import atomic_directory, write_text
-from rollout.types import Completions
+from reprise.rollout.files import atomic_directory, write_text
+from reprise.rollout.types import Completions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

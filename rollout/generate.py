@@ -26,8 +26,8 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from rollout.randomness import Streams
-from rollout.settings import Sampling
+from reprise.rollout.randomness import Streams
+from reprise.rollout.run.settings import Sampling
 
 # Copying the cache to drop rows costs about as much as one decoding step of those that stay.
 KEEP_WHILE_ALIVE = 0.75

@@ -15,7 +15,7 @@ import urllib.error
 import urllib.request
 from typing import Any
 
-from rollout.remote import OutageError, redact
+from reprise.rollout.run.remote import OutageError, redact
 
 LATER = {408, 425, 429, 500, 502, 503, 504}
 PAUSE, LONGEST = 0.25, 30.0  # seconds

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rollout.environments import CLASSIC_CONTROL, canonical_name
+from reprise.rollout.environments.base import CLASSIC_CONTROL, canonical_name
 
 if TYPE_CHECKING:
     from minari import MinariDataset
@@ -127,7 +127,7 @@ def stacks(frames: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
     Before the first frame stands the first, as after a reset.
     """
-    from rollout.atari import SIZE, STACK, Shrink
+    from reprise.rollout.environments.atari import SIZE, STACK, Shrink
 
     wanted = np.maximum(rows[:, None] + np.arange(1 - STACK, 1), 0)
     needed, place = np.unique(wanted, return_inverse=True)
@@ -229,7 +229,7 @@ def _from_transitions(source: str, environment: str, actions: int, count: int | 
             f"data/metadata.json. For {environment}: `minari download atari/GAME/expert-v0`, or "
             "record one with `reprise collect`"
         )
-    from rollout.offline import load_transitions
+    from reprise.rollout.offline import load_transitions
 
     data = load_transitions(source)
     chosen = evenly(len(data), count)

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rollout.environments import CLASSIC_CONTROL
-from rollout.files import atomic_directory
-from rollout.minari_atari import minari_folder
-from rollout.settings import EnvironmentSettings
+from reprise.rollout.environments.base import CLASSIC_CONTROL
+from reprise.rollout.files import atomic_directory
+from reprise.rollout.minari_atari import minari_folder
+from reprise.rollout.run.settings import EnvironmentSettings
 
 if TYPE_CHECKING:
     from gymnasium.envs.registration import EnvSpec

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rollout import cartpole
-from rollout.files import atomic_directory, write_bytes
-from rollout.store import RoundStore
-from rollout.types import Transitions
+from reprise.rollout import cartpole
+from reprise.rollout.files import atomic_directory, write_bytes
+from reprise.rollout.store import RoundStore
+from reprise.rollout.types import Transitions
 
 if TYPE_CHECKING:
     from minari import MinariDataset

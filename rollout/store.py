@@ -25,8 +25,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rollout.files import write_bytes, write_json
-from rollout.types import Completions, Transitions
+from reprise.rollout.files import write_bytes, write_json
+from reprise.rollout.types import Completions, Transitions
 
 SCHEMA_VERSION = 1
 KINDS: dict[str, type[Completions] | type[Transitions]] = {

@@ -41,12 +41,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from rollout.files import atomic_directory
-from rollout.generate import Generated
-from rollout.json_server import JsonServer
-from rollout.randomness import Streams
-from rollout.remote import OutageError
-from rollout.settings import VLLM, Sampling
+from reprise.rollout.files import atomic_directory
+from reprise.rollout.generate import Generated
+from reprise.rollout.json_server import JsonServer
+from reprise.rollout.randomness import Streams
+from reprise.rollout.run.remote import OutageError
+from reprise.rollout.run.settings import VLLM, Sampling
 
 Weights = Iterable[tuple[str, torch.Tensor]]
 

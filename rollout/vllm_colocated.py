@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from rollout.generate import Generated
-from rollout.randomness import Streams
-from rollout.settings import VLLM, Sampling
-from rollout.vllm import Weights, request_seeds
+from reprise.rollout.generate import Generated
+from reprise.rollout.randomness import Streams
+from reprise.rollout.run.settings import VLLM, Sampling
+from reprise.rollout.vllm import Weights, request_seeds
 
 
 class ColocatedVLLM:

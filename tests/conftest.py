@@ -67,8 +67,8 @@ def make_lab(folder: Path, architecture: str) -> Lab:
     """Write a policy and a reward model with random weights, and forty short prompts."""
     import torch
 
-    from alignment import models
-    from alignment.config import FromScratch
+    from reprise.alignment import models
+    from reprise.alignment.config import FromScratch
 
     texts = [f"{a} {b} {c}:" for a in WORDS for b in WORDS[::3] for c in WORDS[::5]]
     tokenizer = models.train_tokenizer(texts * 2, 300)

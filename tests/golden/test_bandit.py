@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from alignment.bandit import Bandit, dyadic, largest_ratio, random_bandit, skewed
-from alignment.bandit_learning import (
+from reprise.alignment.theory.bandit import Bandit, dyadic, largest_ratio, random_bandit, skewed
+from reprise.alignment.theory.learning import (
     PairTable,
     design_of,
     expected,

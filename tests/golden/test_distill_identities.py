@@ -3,10 +3,21 @@
 import numpy as np
 import pytest
 
-from distill import domains
-from distill.closed_form import UnequalNorms, closed_form, closed_form_centred, equal_rows
-from distill.lower_bound import SPREAD, twins
-from distill.regression import (
+from reprise.distill.supervised import domains
+from reprise.distill.supervised.baselines import (
+    least_squares,
+    leverage_scores,
+    leverage_subset,
+    mean_squared_error,
+)
+from reprise.distill.supervised.closed_form import (
+    UnequalNorms,
+    closed_form,
+    closed_form_centred,
+    equal_rows,
+)
+from reprise.distill.supervised.lower_bound import SPREAD, twins
+from reprise.distill.supervised.regression import (
     BelowThreshold,
     Matching,
     distill,
@@ -17,13 +28,7 @@ from distill.regression import (
     second_moment,
     threshold,
 )
-from distill.regression_baselines import (
-    least_squares,
-    leverage_scores,
-    leverage_subset,
-    mean_squared_error,
-)
-from distill.regression_study import relative_error, worst_relative_error
+from reprise.distill.supervised.study import relative_error, worst_relative_error
 
 pytestmark = pytest.mark.portable
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from alignment.config import DPO, PDFR, RDRC, REBEL
-from alignment.objectives import pair_losses
-from alignment.pairs import make_targets, select_pairs
-from rollout.types import Completions
+from reprise.alignment.config import DPO, PDFR, RDRC, REBEL
+from reprise.alignment.objectives import pair_losses
+from reprise.alignment.pairs import make_targets, select_pairs
+from reprise.rollout.types import Completions
 
 pytestmark = pytest.mark.portable
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from alignment.config import DPO, PDFR, RDRC, REBEL
-from alignment.objectives import implicit_reward_difference, loss_function, pair_losses
-from alignment.pairs import make_targets
-from rollout.types import Pairs
+from reprise.alignment.config import DPO, PDFR, RDRC, REBEL
+from reprise.alignment.objectives import implicit_reward_difference, loss_function, pair_losses
+from reprise.alignment.pairs import make_targets
+from reprise.rollout.types import Pairs
 
 pytestmark = pytest.mark.portable
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rollout.returns import q_lambda
+from reprise.rollout.returns import q_lambda
 
 pytestmark = pytest.mark.portable
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from alignment import models
-from alignment.config import OnPolicy
-from alignment.logprobs import score_completions
-from alignment.pairs import make_targets
-from alignment.update import RoundTrainer
-from rollout.run_dir import RunDir
-from rollout.types import Pairs
+from reprise.alignment import models
+from reprise.alignment.config import OnPolicy
+from reprise.alignment.logprobs import score_completions
+from reprise.alignment.pairs import make_targets
+from reprise.alignment.training.update import RoundTrainer
+from reprise.rollout.run.run_dir import RunDir
+from reprise.rollout.types import Pairs
 
 # TRL 1.16 asks transformers 5.23 by a name that is on its way out.
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")

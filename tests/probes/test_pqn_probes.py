@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from launch.config import load
-from rl.config import PQN
-from rl.pqn import Learner, run
-from rl.workers import Clock
-from rollout.environments import Environments, Episode, Step
-from rollout.run_dir import RunDir
+from reprise.launch.config import load
+from reprise.rl.config import PQN
+from reprise.rl.pqn import Learner, run
+from reprise.rl.workers import Clock
+from reprise.rollout.environments.base import Environments, Episode, Step
+from reprise.rollout.run.run_dir import RunDir
 
 LENGTH, GAMMA, COPIES = 6, 0.9, 8
 

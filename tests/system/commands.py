@@ -34,7 +34,7 @@ def accelerate(file, *arguments, timeout=900):
 def reprise(folder, *arguments, check=0):
     """``reprise ARGUMENTS`` in `folder`; its exit status must be `check`."""
     done = subprocess.run(
-        [sys.executable, "-m", "launch.cli", *arguments],
+        [sys.executable, "-m", "reprise.launch.cli", *arguments],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,

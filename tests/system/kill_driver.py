@@ -49,25 +49,25 @@ TIMES |= {"steps_per_second"} | {
 # -- in the child: events ------------------------------------------------------------------------
 
 CALLS = [
-    "rollout.store:RoundWriter.write",
-    "rollout.store:RoundWriter.finish",
-    "rollout.store:RoundStore.read",
-    "rollout.run_dir:RunDir.cut_metrics",
-    "rollout.run_dir:RunDir.log",
-    "rollout.run_dir:RunDir.finish",
-    "rollout.files:link",
-    "alignment.collect:generate",
-    "alignment.collect:Collector.collect",
-    "alignment.collect:Collector.score",
-    "alignment.reward:RewardModel.score",
-    "alignment.on_policy:evaluate",
-    "alignment.on_policy:select_pairs",
-    "alignment.on_policy:make_targets",
-    "alignment.on_policy:remove_update_checkpoints",
-    "alignment.on_policy:weights_sha256",
-    "alignment.checkpoints:mark_complete",
-    "alignment.update:RoundTrainer.training_step",
-    "alignment.update:RoundTrainer._save_checkpoint",
+    "reprise.rollout.store:RoundWriter.write",
+    "reprise.rollout.store:RoundWriter.finish",
+    "reprise.rollout.store:RoundStore.read",
+    "reprise.rollout.run.run_dir:RunDir.cut_metrics",
+    "reprise.rollout.run.run_dir:RunDir.log",
+    "reprise.rollout.run.run_dir:RunDir.finish",
+    "reprise.rollout.files:link",
+    "reprise.alignment.collect:generate",
+    "reprise.alignment.collect:Collector.collect",
+    "reprise.alignment.collect:Collector.score",
+    "reprise.alignment.rewards.reward:RewardModel.score",
+    "reprise.alignment.on_policy:evaluate",
+    "reprise.alignment.on_policy:select_pairs",
+    "reprise.alignment.on_policy:make_targets",
+    "reprise.alignment.on_policy:remove_update_checkpoints",
+    "reprise.alignment.on_policy:weights_sha256",
+    "reprise.alignment.training.checkpoints:mark_complete",
+    "reprise.alignment.training.update:RoundTrainer.training_step",
+    "reprise.alignment.training.update:RoundTrainer._save_checkpoint",
     "transformers:Trainer._save_checkpoint",
     "transformers:Trainer.save_model",
     "transformers:Trainer._save_optimizer_and_scheduler",
@@ -76,10 +76,10 @@ CALLS = [
     "transformers:PreTrainedModel.save_pretrained",
     "transformers:PreTrainedTokenizerBase.save_pretrained",
     "torch.optim:AdamW.step",
-    "rl.pqn:Learner.act",
-    "rl.pqn:Learner.update",
-    "rl.pqn_result:save_policy",
-    "rl.pqn_result:play_games",
+    "reprise.rl.pqn:Learner.act",
+    "reprise.rl.pqn:Learner.update",
+    "reprise.rl.pqn_result:save_policy",
+    "reprise.rl.pqn_result:play_games",
 ]
 # Those that change files: name -> which argument is the path.
 WRITES = {
@@ -181,7 +181,9 @@ def serve() -> None:
     # Libraries that greet on standard output must not garble the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    for name in ("alignment.on_policy", "launch.run", "datasets", "tensorboard", "transformers"):
+    for name in ("alignment.on_policy", "launch.run"):
+        importlib.import_module(f"reprise.{name}")
+    for name in ("datasets", "tensorboard", "transformers"):
         importlib.import_module(name)
     for line in sys.stdin:
         request = json.loads(line)
@@ -252,8 +254,8 @@ NEXT_PHASE = 77  # exit status of a child that ended a phase of a staged run
 
 
 def _child(request: dict[str, Any], rank: int, port: int) -> None:
-    from launch.ending import exit_status
-    from launch.run import execute
+    from reprise.launch.cli.ending import exit_status
+    from reprise.launch.run import execute
 
     out, report = Path(request["out"]), Path(request["report"])
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}

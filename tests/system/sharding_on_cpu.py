@@ -58,6 +58,6 @@ def environment_of(name: str) -> dict[str, str]:
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
     patch()
-    from launch.cli import main
+    from reprise.launch.cli.main import main
 
     main(["run", *sys.argv[1:]])

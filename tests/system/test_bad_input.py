@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rollout import store
+from reprise.rollout import store
 from tests.system.kill_driver import KILLED, SMALL, unlike
 
 

@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from launch.cli import main
-from rl.config import Quantization
-from rl.finished_runs import load_finished, q_values
-from rl.networks import Metadata, build, greedy, save_policy
-from rl.quantize import Quantizer
-from rollout.environments import make
-from rollout.minari_atari import held_out
-from rollout.run_dir import RunDir
-from rollout.settings import EnvironmentSettings
-from rollout.weights import weights_sha256
+from reprise.launch.cli.main import main
+from reprise.rl.config import Quantization
+from reprise.rl.finished_runs import load_finished, q_values
+from reprise.rl.networks import Metadata, build, greedy, save_policy
+from reprise.rl.quantize import Quantizer
+from reprise.rollout.environments.base import make
+from reprise.rollout.minari_atari import held_out
+from reprise.rollout.run.run_dir import RunDir
+from reprise.rollout.run.settings import EnvironmentSettings
+from reprise.rollout.weights import weights_sha256
 
 ROOT = Path(__file__).parents[2]
 
@@ -218,7 +218,8 @@ def test_bad_input_is_refused_with_status_2(tmp_path, capsys):
 def test_a_killed_recording_ends_the_same(tmp_path, datasets):
     run = finished(tmp_path / "run", "breakout", 0)
     settings = ["to=breakout/pqn-v0", "episodes=3", "epsilon=1.0", "longest=60"]
-    command = [sys.executable, "-m", "launch.cli", "collect", str(run), *settings, "--out", "out"]
+    command = [sys.executable, "-m", "reprise.launch.cli", "collect", str(run), *settings]
+    command += ["--out", "out"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     metrics = tmp_path / "out" / "metrics.jsonl"
     with subprocess.Popen(

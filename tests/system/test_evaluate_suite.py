@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alignment.win_rates import Gamed, length_controlled_win_rate
-from launch import strict_yaml
-from launch.cli import main
-from launch.run import execute
-from rollout.store import RoundStore
+from reprise.alignment.judging.win_rates import Gamed, length_controlled_win_rate
+from reprise.launch import strict_yaml
+from reprise.launch.cli.main import main
+from reprise.launch.run import execute
+from reprise.rollout.store import RoundStore
 from tests.system.judge_server import judge_server
 from tests.system.leaderboard_tasks import write_tasks
 
@@ -238,7 +238,7 @@ def test_leaderboard_tasks_from_a_folder(run, capsys, tmp_path, monkeypatch):
 def test_the_papers_shots():
     import lm_eval
 
-    from alignment.benchmarks import READ, SHOTS
+    from reprise.alignment.judging.leaderboard import READ, SHOTS
 
     # 2601.08421, Table 1.
     assert list(SHOTS.values()) == [5, 5, 25, 5, 0, 10] and SHOTS.keys() == READ.keys()

@@ -8,14 +8,14 @@ from collections import Counter
 
 import pytest
 
-from alignment.evaluation_config import AlpacaSuite
-from launch import strict_yaml
-from launch.cli import main
-from launch.hub import push
-from launch.judging import _answers
-from launch.publisher import missing_rounds
-from launch.run import execute
-from rollout.remote import OutageError
+from reprise.alignment.judging.config import AlpacaSuite
+from reprise.launch import strict_yaml
+from reprise.launch.cli.main import main
+from reprise.launch.evaluation.judging import _answers
+from reprise.launch.hub.publisher import missing_rounds
+from reprise.launch.hub.push import push
+from reprise.launch.run import execute
+from reprise.rollout.run.remote import OutageError
 
 # The client library's own way of sending bytes, deprecated by the HTTP library below it.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")

@@ -11,11 +11,11 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from alignment.benchmarks import leaderboard
-from alignment.evaluation_config import Judge, OpenLLMSuite
-from alignment.judge import Comparison, LanguageModelJudge
-from rollout.randomness import Streams
-from rollout.remote import OutageError
+from reprise.alignment.judging.config import Judge, OpenLLMSuite
+from reprise.alignment.judging.judge import Comparison, LanguageModelJudge
+from reprise.alignment.judging.leaderboard import leaderboard
+from reprise.rollout.randomness import Streams
+from reprise.rollout.run.remote import OutageError
 from tests.system.judge_server import judge_server
 
 KEY = "sk-a-key-that-must-not-be-seen-anywhere"
@@ -169,8 +169,8 @@ def says_a(folder):
     """A chat model of two layers whose likeliest token is always A."""
     import torch
 
-    from alignment import models
-    from alignment.config import FromScratch
+    from reprise.alignment import models
+    from reprise.alignment.config import FromScratch
 
     tokenizer = models.train_tokenizer(["Answer A or B or C"] * 50, 300)
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"

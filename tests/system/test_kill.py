@@ -162,7 +162,7 @@ def test_asked_to_end_it_says_how_to_go_on(sent, status, running, uninterrupted,
     config, reference, _ = uninterrupted("llama")
     out = tmp_path / "run"
     process = subprocess.Popen(
-        [sys.executable, "-m", "launch.cli", "run", str(config), "--out", str(out)],
+        [sys.executable, "-m", "reprise.launch.cli", "run", str(config), "--out", str(out)],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         stderr=subprocess.PIPE,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import strict_yaml
+from reprise.launch import strict_yaml
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """\
@@ -38,7 +38,7 @@ def environment():
 
 def start(folder, *arguments):
     return subprocess.Popen(
-        [sys.executable, "-m", "launch.cli", *map(str, arguments)],
+        [sys.executable, "-m", "reprise.launch.cli", *map(str, arguments)],
         cwd=folder,
         env=environment(),
         stdin=subprocess.DEVNULL,
@@ -272,7 +272,7 @@ def test_two_processes_train_as_one(folder, finished):
         "--config_file",
         ROOT / "launch/accelerate/cpu.yaml",
         "-m",
-        "launch.run",
+        "reprise.launch.run",
         "sft.yaml",
         "--out",
         "two",
@@ -290,7 +290,7 @@ def test_two_processes_train_as_one(folder, finished):
         "--config_file",
         ROOT / "launch/accelerate/cpu.yaml",
         "-m",
-        "launch.run",
+        "reprise.launch.run",
         "sft.yaml",
         "seed=1",
         "--out",
@@ -304,7 +304,7 @@ def test_a_launcher_that_silently_starts_one_process_is_refused(folder):
     done = accelerate(
         folder,
         *("--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"),
-        *("--dynamo_backend", "no", "-m", "launch.run", "sft.yaml", "--out", "fallback"),
+        *("--dynamo_backend", "no", "-m", "reprise.launch.run", "sft.yaml", "--out", "fallback"),
     )
     assert done.returncode != 0
     assert "asked for several processes but started one" in done.stderr

@@ -19,9 +19,9 @@ OLD = {
 # (dyadic), a mixture with a design.
 STUDY = """
 import json
-from alignment.bandit import dyadic, random_bandit, skewed
-from alignment.bandit_learning import learn, objective_of
-from rollout.randomness import Streams
+from reprise.alignment.theory.bandit import dyadic, random_bandit, skewed
+from reprise.alignment.theory.learning import learn, objective_of
+from reprise.rollout.randomness import Streams
 import numpy as np
 
 found = {}

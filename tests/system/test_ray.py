@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from launch.parallel import Job
+from reprise.launch.parallel import Job
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'reprise[scale]'")
 
@@ -30,7 +30,7 @@ class Shell(Job):
 def test_a_cluster_of_two_nodes_makes_the_runs(tmp_path, monkeypatch):
     from ray.cluster_utils import Cluster
 
-    from launch.ray_executor import run_on_ray
+    from reprise.launch.tables.ray_executor import run_on_ray
 
     monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     cluster = Cluster(initialize_head=False)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from rollout.store import RoundStore
+from reprise.rollout.store import RoundStore
 from tests.system.kill_driver import SMALL, finished_work, kill_and_continue, timeless
 
 SAMPLED = {"name": "dpo", "gamma": 0.1, "reference": "initial", "labels": "sampled"}

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from launch.config import ConfigError
-from launch.report import report
-from launch.run import execute
+from reprise.launch.config import ConfigError
+from reprise.launch.run import execute
+from reprise.launch.tables.report import report
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None

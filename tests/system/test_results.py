@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.tables import load_table, shipped_tables
+from reprise.launch.tables.schema import load_table, shipped_tables
 from tests.system.commands import reprise
 
 pytestmark = pytest.mark.portable
@@ -37,7 +37,7 @@ def values(folder, name):
 
 def test_the_page_is_what_the_records_give(records):
     done = subprocess.run(
-        [sys.executable, "-m", "launch.results"],
+        [sys.executable, "-m", "reprise.launch.tables.results"],
         cwd=records,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,

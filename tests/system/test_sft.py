@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from alignment import models, reward_training, sft
-from alignment.config import SFT, RewardTraining
-from rollout.run_dir import RunDir
+from reprise.alignment import models, sft
+from reprise.alignment.config import SFT, RewardTraining
+from reprise.alignment.rewards import training as reward_training
+from reprise.rollout.run.run_dir import RunDir
 
 WORDS = ["table", "reader", "garden", "winter", "copper", "river", "button", "candle"]
 MODULES = {
@@ -134,7 +135,7 @@ KILL = """
 import json, os, signal, sys
 import torch
 torch.set_num_threads(1)
-from alignment import supervised
+from reprise.alignment.training import supervised
 sys.path.insert(0, sys.argv[1])
 from test_sft import execute
 

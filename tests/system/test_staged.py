@@ -89,7 +89,7 @@ def test_the_launcher_sees_one_command_and_each_phase_meets_anew(running, llama_
     at_once = running.run(config, tmp_path / "at-once", world=2)
     assert at_once.status == 0, at_once.said
     done = accelerate(
-        *("cpu.yaml", "-m", "launch.run", config, "--out", tmp_path / "run", "--staged")
+        *("cpu.yaml", "-m", "reprise.launch.run", config, "--out", tmp_path / "run", "--staged")
     )
     assert done.returncode == 0, done.stderr
     assert unlike(tmp_path / "run", tmp_path / "at-once") == []
@@ -98,7 +98,8 @@ def test_the_launcher_sees_one_command_and_each_phase_meets_anew(running, llama_
 
 
 def test_what_has_no_phases_is_refused(tmp_path):
-    done = launch("launch.cli", "run", "quickstart/sft", "--staged", "--out", tmp_path / "run")
+    arguments = ("run", "quickstart/sft", "--staged", "--out", tmp_path / "run")
+    done = launch("reprise.launch.cli", *arguments)
     assert done.returncode == 2
     assert "--staged: alignment.sft has no phases" in done.stderr
     assert not (tmp_path / "run").exists()

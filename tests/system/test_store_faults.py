@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rollout.store import CorruptRoundError, RoundStore, shard_rows
-from rollout.types import Completions
+from reprise.rollout.store import CorruptRoundError, RoundStore, shard_rows
+from reprise.rollout.types import Completions
 
 ROOT = Path(__file__).parents[2]
 METADATA = {

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launch import strict_yaml
-from rollout.intervals import bootstrap, interquartile_mean, stratified_student, student
+from reprise.launch import strict_yaml
+from reprise.rollout.run.intervals import bootstrap, interquartile_mean, stratified_student, student
 from tests.system.commands import reprise
 from tests.system.leaderboard_tasks import write_tasks
 
@@ -105,7 +105,7 @@ def test_sweep_table_delete_and_sweep_again(table):
 
 
 def test_a_killed_sweep_goes_on(table):
-    command = [sys.executable, "-m", "launch.cli", "sweep", "small.yaml", "--workers", "1"]
+    command = [sys.executable, "-m", "reprise.launch.cli", "sweep", "small.yaml", "--workers", "1"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         command, cwd=table, env=environment, stderr=subprocess.DEVNULL, start_new_session=True

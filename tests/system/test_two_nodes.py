@@ -74,7 +74,7 @@ def test_two_nodes_make_the_bits_of_two_processes_on_one(running, llama_lab, tmp
                     *("--config_file", "launch/accelerate/multi_node.yaml"),
                     *("--num_processes", "2", "--machine_rank", str(rank)),
                     *("--main_process_ip", two[0][1], "--main_process_port", port),
-                    *("-m", "launch.run", str(config), "--out", str(out)),
+                    *("-m", "reprise.launch.run", str(config), "--out", str(out)),
                 ],
                 cwd=ROOT,
                 env={

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from rollout.store import RoundStore
+from reprise.rollout.store import RoundStore
 from tests.system.commands import accelerate
 from tests.system.kill_driver import kill_and_continue, timeless, unlike
 
@@ -39,7 +39,7 @@ def one(running, config):
 def two(config):
     """A run by two processes: one micro-batch each an optimizer step; and what they said."""
     out = config.parent / "two"
-    done = accelerate("cpu.yaml", "-m", "launch.run", config, "--out", out, timeout=300)
+    done = accelerate("cpu.yaml", "-m", "reprise.launch.run", config, "--out", out, timeout=300)
     assert done.returncode == 0, done.stderr
     return out, done.stderr
 

@@ -15,16 +15,16 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from alignment import models, on_policy
-from alignment.config import OnPolicy
-from rollout import json_server
-from rollout.generate import check_prompts
-from rollout.randomness import Streams
-from rollout.remote import OutageError
-from rollout.run_dir import RunDir
-from rollout.settings import VLLM, Sampling
-from rollout.store import RoundStore
-from rollout.vllm import VLLMServer
+from reprise.alignment import models, on_policy
+from reprise.alignment.config import OnPolicy
+from reprise.rollout import json_server
+from reprise.rollout.generate import check_prompts
+from reprise.rollout.randomness import Streams
+from reprise.rollout.run.remote import OutageError
+from reprise.rollout.run.run_dir import RunDir
+from reprise.rollout.run.settings import VLLM, Sampling
+from reprise.rollout.store import RoundStore
+from reprise.rollout.vllm import VLLMServer
 
 
 class Handler(http.server.BaseHTTPRequestHandler):

@@ -3,8 +3,8 @@
 import torch
 from tokenizers import processors
 
-from alignment import models
-from alignment.config import FromScratch
+from reprise.alignment import models
+from reprise.alignment.config import FromScratch
 
 
 def foreign_reward(folder, template=None, special="", where="$A"):

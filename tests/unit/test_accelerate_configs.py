@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from alignment.config import OnPolicy
-from alignment.parallelism import Parallelism, launched_strategy
+from reprise.alignment.config import OnPolicy
+from reprise.alignment.training.parallelism import Parallelism, launched_strategy
 from tests.system.sharding_on_cpu import environment_of
 
 ROOT = Path(__file__).parents[2]
@@ -55,7 +55,7 @@ def test_deepspeed_reads_what_accelerate_makes_of_it(name, stage, monkeypatch):
     from accelerate.utils import DeepSpeedPlugin
     from deepspeed.runtime.config import DeepSpeedConfig
 
-    from alignment.sharding import check_deepspeed_keys
+    from reprise.alignment.training.sharding import check_deepspeed_keys
 
     config = DeepSpeedPlugin().deepspeed_config
     automatic = {key for key, value in config.items() if value == "auto"}
@@ -80,14 +80,14 @@ def test_deepspeed_reads_what_accelerate_makes_of_it(name, stage, monkeypatch):
 
 @with_deepspeed
 def test_a_key_that_deepspeed_would_pass_over_is_refused():
-    from alignment.sharding import check_deepspeed_keys
+    from reprise.alignment.training.sharding import check_deepspeed_keys
 
     with pytest.raises(ValueError, match="'gradient_cliping', did you mean 'gradient_clipping'"):
         check_deepspeed_keys({"zero_optimization": {"stage": 2}, "gradient_cliping": 1.0})
 
 
 def test_whole_parameters_are_refused_where_shards_were_asked_for(monkeypatch):
-    from alignment.sharding import check_shards, shares
+    from reprise.alignment.training.sharding import check_shards, shares
 
     model = torch.nn.Linear(10, 10)
     assert shares(model) == (110, 110)
@@ -101,8 +101,8 @@ def test_whole_parameters_are_refused_where_shards_were_asked_for(monkeypatch):
 
 
 def test_every_parameter_is_copied_out_of_its_shards(neox_lab):
-    from alignment.models import load_policy
-    from alignment.sharding import copy_whole
+    from reprise.alignment.models import load_policy
+    from reprise.alignment.training.sharding import copy_whole
 
     one, other = (load_policy(str(neox_lab.policy)) for _ in range(2))
     with torch.no_grad():

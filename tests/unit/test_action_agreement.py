@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from rl.action_agreement import (
+from reprise.rl.action_agreement import (
     action_gaps,
     agreement_random_ties,
     chance_agreement,

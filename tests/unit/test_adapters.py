@@ -5,11 +5,11 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from alignment import adapters, models, on_policy
-from alignment.config import LoRA, OnPolicy
-from alignment.logprobs import completion_logprobs, pad_completions
-from rollout.run_dir import RunDir
-from rollout.store import RoundStore
+from reprise.alignment import adapters, models, on_policy
+from reprise.alignment.config import LoRA, OnPolicy
+from reprise.alignment.logprobs import completion_logprobs, pad_completions
+from reprise.rollout.run.run_dir import RunDir
+from reprise.rollout.store import RoundStore
 
 SMALL = LoRA(rank=4, alpha=8)
 

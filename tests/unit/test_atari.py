@@ -8,10 +8,10 @@ import pytest
 import torch
 from ale_py import Action, ALEInterface, roms
 
-from rollout.atari import Shrink
-from rollout.environments import canonical_name, make
-from rollout.randomness import Streams
-from rollout.settings import EnvironmentSettings
+from reprise.rollout.environments.atari import Shrink
+from reprise.rollout.environments.base import canonical_name, make
+from reprise.rollout.randomness import Streams
+from reprise.rollout.run.settings import EnvironmentSettings
 
 
 @functools.cache

@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from alignment import bandit_studies
-from alignment.bandit import Bandit, random_bandit, skewed
-from alignment.bandit_learning import (
+from reprise.alignment.config import PDFR, RDRC, RoundSizes
+from reprise.alignment.pairs import make_targets
+from reprise.alignment.theory import studies as bandit_studies
+from reprise.alignment.theory.bandit import Bandit, random_bandit, skewed
+from reprise.alignment.theory.config import BanditExperiment, DesignExperiment
+from reprise.alignment.theory.constrained import project
+from reprise.alignment.theory.learning import (
     Batch,
     PairTable,
     draw,
@@ -19,14 +23,10 @@ from alignment.bandit_learning import (
     objective_of,
     win_probability,
 )
-from alignment.config import PDFR, RDRC, RoundSizes
-from alignment.constrained import project
-from alignment.pairs import make_targets
-from alignment.theory_config import BanditExperiment, DesignExperiment
-from alignment.theory_report import quantile_interval, slope
-from rollout.randomness import Streams
-from rollout.run_dir import RunDir
-from rollout.types import Pairs
+from reprise.alignment.theory.report import quantile_interval, slope
+from reprise.rollout.randomness import Streams
+from reprise.rollout.run.run_dir import RunDir
+from reprise.rollout.types import Pairs
 
 
 def batch_from(bandit, size, replicas=6, seed=0):
@@ -377,7 +377,7 @@ def test_proposition_2_1_coverage_grows_as_e_to_the_radius(tmp_path):
 
 
 def test_design_experiment(tmp_path):
-    from alignment import design_study
+    from reprise.alignment.theory import design_study
 
     config = DesignExperiment(
         experiment="alignment.design",

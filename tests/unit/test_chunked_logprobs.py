@@ -8,15 +8,15 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from alignment import chunked, models
-from alignment.logprobs import (
+from reprise.alignment import chunked, models
+from reprise.alignment.logprobs import (
     completion_logprobs,
     pad_completions,
     padding_share,
     score_completions,
 )
-from alignment.update import bucketed, padding_of
-from rollout.types import Pairs
+from reprise.alignment.training.update import bucketed, padding_of
+from reprise.rollout.types import Pairs
 
 LENGTHS = [(1, 1), (7, 2), (3, 9), (12, 1), (1, 6), (3, 3), (5, 4), (2, 12)]
 

@@ -15,10 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from launch import cli, config, doctor, ending, processes, provenance
-from launch.run import default_out
-from rollout.store import RoundStore
-from rollout.types import Completions
+from reprise.launch import config, processes, provenance
+from reprise.launch.cli import doctor, ending
+from reprise.launch.cli import main as cli
+from reprise.launch.run import default_out
+from reprise.rollout.store import RoundStore
+from reprise.rollout.types import Completions
 
 
 @pytest.fixture
@@ -201,7 +203,7 @@ def test_the_code_revision_is_the_commit_of_the_source_tree():
 
 
 def test_the_instruction_set_is_that_of_the_kernels_that_compute():
-    asked = "from launch.provenance import instruction_set; print(instruction_set())"
+    asked = "from reprise.launch.provenance import instruction_set; print(instruction_set())"
     done = subprocess.run(
         [sys.executable, "-c", asked],
         env={**os.environ, "ATEN_CPU_CAPABILITY": "default", "OPENBLAS_CORETYPE": "Nehalem"},

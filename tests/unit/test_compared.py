@@ -9,11 +9,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from launch import records
-from rl.compared import at_step, differences, mean_entry, paired, scores
-from rl.human_scores import human_normalized
-from rollout.intervals import interquartile_mean, student
-from rollout.run_dir import RunDir
+from reprise.launch.tables import records
+from reprise.rl.compared import at_step, differences, mean_entry, paired, scores
+from reprise.rl.human_scores import human_normalized
+from reprise.rollout.run.intervals import interquartile_mean, student
+from reprise.rollout.run.run_dir import RunDir
 
 ROOT = Path(__file__).parents[2]
 

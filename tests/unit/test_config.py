@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from launch import config, strict_yaml
-from launch.config import ConfigError
+from reprise.launch import config, strict_yaml
+from reprise.launch.config import ConfigError
 
 TINY = """\
 # A small on-policy run.

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from alignment.config import Corruptions
-from alignment.corruptions import Corruptor
+from reprise.alignment.config import Corruptions
+from reprise.alignment.rewards.corruptions import Corruptor
 
 REFERENCES = [" Return the title of a page.", " Save a table.", " Read one line.", " Make a graph."]
 GROUPS = ["web", "web", "io", "io"]

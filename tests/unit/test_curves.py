@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from launch.curves import draw, markdown, paired_difference, rounds_so_far
-from rollout.intervals import student
+from reprise.launch.tables.curves import draw, markdown, paired_difference, rounds_so_far
+from reprise.rollout.run.intervals import student
 
 
 def _record(round: int, reward: float) -> dict[str, float]:

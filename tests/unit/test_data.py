@@ -5,9 +5,14 @@ import json
 import datasets
 import pytest
 
-from alignment import docstrings, models
-from alignment.config import Data
-from alignment.data import load_preferences, load_prompts, tokenize_answers, tokenize_prompts
+from reprise.alignment import docstrings, models
+from reprise.alignment.config import Data
+from reprise.alignment.data import (
+    load_preferences,
+    load_prompts,
+    tokenize_answers,
+    tokenize_prompts,
+)
 
 ROWS = [{"prompt": f"Q{n}?", "completion": f" A{n}."} for n in range(10)]
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"

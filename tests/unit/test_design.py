@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from alignment.design import (
+from reprise.alignment.theory.design import (
     centre,
     conditional_designs,
     covariances,

@@ -5,15 +5,15 @@ import math
 import numpy as np
 import pytest
 
-from alignment.diagnostics import (
+from reprise.alignment.diagnostics import (
     completion_lengths,
     correlation,
     data_diagnostics,
     effective_sample_size,
     update_diagnostics,
 )
-from alignment.pairs import Targets, select_pairs
-from rollout.types import Completions, Pairs
+from reprise.alignment.pairs import Targets, select_pairs
+from reprise.rollout.types import Completions, Pairs
 
 
 def completions():

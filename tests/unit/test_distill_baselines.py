@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from distill import baselines
-from distill.baselines import SUBSETS, clone, distill_cloning, leverage, medoids, subset
-from distill.offline_rl import gather, starting_rows, terminal_count
-from distill.predictors import Scaling
-from rollout.types import Transitions
+from reprise.distill import baselines
+from reprise.distill.baselines import SUBSETS, clone, distill_cloning, leverage, medoids, subset
+from reprise.distill.offline_rl import gather, starting_rows, terminal_count
+from reprise.distill.predictors import Scaling
+from reprise.rollout.types import Transitions
 
 
 def plane(size=300, seed=0) -> Transitions:

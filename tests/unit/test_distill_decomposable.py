@@ -7,18 +7,18 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from distill.config import DistillDecomposable
-from distill.decomposable import (
+from reprise.distill.config import DistillDecomposable
+from reprise.distill.decomposable.convex import (
     ROUNDING,
     chance_of_hull,
     equations,
     feasible,
     fit_weights,
 )
-from distill.decomposable_features import Features, losses_of, synthetic
-from distill.decomposable_study import Work, counts
-from launch.config import ConfigError
-from launch.run import execute
+from reprise.distill.decomposable.features import Features, losses_of, synthetic
+from reprise.distill.decomposable.study import Work, counts
+from reprise.launch.config import ConfigError
+from reprise.launch.run import execute
 
 GAMMA = 0.9
 SETTINGS = {"experiment": "distill.decomposable", "dimensions": [2], "data_size": 600}

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from distill.banks import Bank, random_networks
-from distill.config import DistillOfflineRL
-from distill.offline_rl import mismatch
-from distill.offline_rl_means import compare, means, paired, paired_means
-from distill.offline_rl_sets import TrainingSet, training_sets
-from distill.predictors import Batch, bellman_losses
-from launch.config import ConfigError, load
-from launch.run import execute
-from rollout.intervals import student_quantile
+from reprise.distill.banks import Bank, random_networks
+from reprise.distill.config import DistillOfflineRL
+from reprise.distill.offline_rl import mismatch
+from reprise.distill.offline_rl_means import compare, means, paired, paired_means
+from reprise.distill.offline_rl_sets import TrainingSet, training_sets
+from reprise.distill.predictors import Batch, bellman_losses
+from reprise.launch.config import ConfigError, load
+from reprise.launch.run import execute
+from reprise.rollout.run.intervals import student_quantile
 
 pytestmark = pytest.mark.portable
 

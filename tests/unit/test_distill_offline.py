@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from distill import decomposable
-from distill.backups import (
+from reprise.distill.backups import (
     agreement,
     backup,
     choose,
@@ -17,11 +16,12 @@ from distill.backups import (
     feature_maps,
     regressed,
 )
-from distill.banks import Bank, near_iterates, random_networks
-from distill.config import Downstream
-from distill.data import training_set
-from distill.evaluate import d3rlpy_return, fitted_q, greedy_returns
-from distill.offline_rl import (
+from reprise.distill.banks import Bank, near_iterates, random_networks
+from reprise.distill.config import Downstream
+from reprise.distill.data import training_set
+from reprise.distill.decomposable import convex as decomposable
+from reprise.distill.evaluate import d3rlpy_return, fitted_q, greedy_returns
+from reprise.distill.offline_rl import (
     Domain,
     Dynamics,
     Points,
@@ -32,10 +32,10 @@ from distill.offline_rl import (
     starting_rows,
     terminal_count,
 )
-from distill.offline_rl_means import compare
-from distill.predictors import Scaling, bellman_losses, draw_networks, training_losses
-from rollout.offline import export_transitions, from_d3rlpy, from_minari, to_d3rlpy
-from rollout.types import Transitions
+from reprise.distill.offline_rl_means import compare
+from reprise.distill.predictors import Scaling, bellman_losses, draw_networks, training_losses
+from reprise.rollout.offline import export_transitions, from_d3rlpy, from_minari, to_d3rlpy
+from reprise.rollout.types import Transitions
 
 GAMMA = 0.9
 

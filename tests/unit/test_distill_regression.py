@@ -10,14 +10,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distill import domains, regression_data
-from distill.config import DistillRegression, RegressionData, SyntheticData
-from distill.regression import BelowThreshold, distill, draw_regressors, size_bound
-from distill.regression_baselines import least_squares, mean_squared_error, random_subset
-from distill.regression_data import load, read_csv
-from distill.regression_study import Trials
-from launch.config import ConfigError
-from launch.run import execute
+from reprise.distill.config import DistillRegression, RegressionData, SyntheticData
+from reprise.distill.supervised import data as regression_data
+from reprise.distill.supervised import domains
+from reprise.distill.supervised.baselines import least_squares, mean_squared_error, random_subset
+from reprise.distill.supervised.data import load, read_csv
+from reprise.distill.supervised.regression import (
+    BelowThreshold,
+    distill,
+    draw_regressors,
+    size_bound,
+)
+from reprise.distill.supervised.study import Trials
+from reprise.launch.config import ConfigError
+from reprise.launch.run import execute
 
 WINE = '"acidity";"pH";"quality"\n7.4;3.51;5\n7.8;3.2;6\n11.2;3.16;6\n7.9;3.3;7\n6.1;3.4;4\n'
 

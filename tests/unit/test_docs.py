@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from launch import config, reference
-from launch.tables import shipped_tables
+from reprise.launch import config, reference
+from reprise.launch.tables.schema import shipped_tables
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -50,9 +50,29 @@ def test_links_lead_somewhere():
 
 
 def test_the_configuration_reference_is_current():
-    assert TEXT["configuration.md"] == reference.page(), "run `python -m launch.reference`"
+    assert TEXT["configuration.md"] == reference.page(), "run `python -m reprise.launch.reference`"
 
 
 @pytest.mark.parametrize("name", sorted(config.EXPERIMENTS))
 def test_every_experiment_is_in_the_reference(name):
     assert f"\n## {name}\n" in TEXT["configuration.md"]
+
+
+def test_the_readmes_map_is_the_tree():
+    text = (ROOT / "README.md").read_text().split("## Files\n\n```\n")[1].split("```")[0]
+    named: dict[str, set[str]] = {}
+    top = room = ""
+    for line in text.splitlines():
+        if found := re.match(r"(\w+)/", line):
+            top = room = found[1]
+        elif found := re.match(r"  (\w+)/ ", line):
+            room = f"{top}/{found[1]}"
+        elif re.match(r"  \S", line):
+            room = top
+        named.setdefault(room, set()).update(re.findall(r"(\w+)\.py", line))
+    tree: dict[str, set[str]] = {}
+    for package in ("rollout", "alignment", "rl", "distill", "launch"):
+        for init in (ROOT / package).rglob("__init__.py"):
+            modules = {file.stem for file in init.parent.glob("*.py")} - {"__init__", "__main__"}
+            tree[init.parent.relative_to(ROOT).as_posix()] = modules
+    assert {room: modules for room, modules in named.items() if modules} == tree

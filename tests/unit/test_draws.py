@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rollout import draws
+from reprise.rollout import draws
 
 pytestmark = pytest.mark.portable
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from rollout.collect import collect_transitions, first_episode_returns
-from rollout.environments import make
-from rollout.randomness import Streams
-from rollout.settings import EnvironmentSettings
+from reprise.rollout.collect import collect_transitions, first_episode_returns
+from reprise.rollout.environments.base import make
+from reprise.rollout.randomness import Streams
+from reprise.rollout.run.settings import EnvironmentSettings
 
 NAMES = ["CartPole-v1", "MountainCar-v0", "Acrobot-v1"]
 

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from launch.run import execute
-from rl.estimation import Design
-from rl.regression import replicable_covariance, round_covariance
+from reprise.launch.run import execute
+from reprise.rl.replicable.estimation import Design
+from reprise.rl.replicable.regression import replicable_covariance, round_covariance
 
 pytestmark = pytest.mark.portable
 

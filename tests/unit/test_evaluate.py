@@ -5,12 +5,12 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from alignment import models, on_policy
-from alignment.config import OnPolicy
-from alignment.evaluate import evaluate, percentile_interval, rouge_l, win_rates
-from rollout.run_dir import RunDir
-from rollout.store import RoundStore
-from rollout.types import Completions
+from reprise.alignment import models, on_policy
+from reprise.alignment.config import OnPolicy
+from reprise.alignment.evaluate import evaluate, percentile_interval, rouge_l, win_rates
+from reprise.rollout.run.run_dir import RunDir
+from reprise.rollout.store import RoundStore
+from reprise.rollout.types import Completions
 
 
 def make_completions(rewards, ids=None, logprobs=None, shift=0.0):

@@ -10,8 +10,8 @@ from datasets import load_dataset, load_from_disk
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from rollout.export import export_preferences, preference_rows
-from rollout.types import Completions
+from reprise.rollout.export import export_preferences, preference_rows
+from reprise.rollout.types import Completions
 
 TEXTS = ["Return the name.", "Set é value — now", "<|user|>hi<|assistant|>"]
 

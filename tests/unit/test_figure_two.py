@@ -1,6 +1,6 @@
 """Figure 2's table from made-up cells."""
 
-from rl.figure_two import markdown
+from reprise.rl.figure_two import markdown
 
 
 def cell(variant, agreement, returned):

@@ -7,7 +7,7 @@ import resource
 
 import pytest
 
-from rollout import files
+from reprise.rollout import files
 
 
 @contextlib.contextmanager

@@ -5,17 +5,17 @@ import json
 import numpy as np
 import pytest
 
-from launch.run import execute
-from rl.agreement import identities, identity_values, pairwise_identity
-from rl.config import FQIFeatures, FQIMethod
-from rl.fqi import Encoded, Fourier, Mirror, fit, grid_nearest_zero, mean_returns
-from rl.rounding import hypergrid_rounding
-from rollout.collect import collect
-from rollout.environments import cartpole
-from rollout.offline import to_minari
-from rollout.randomness import Streams
-from rollout.store import RoundStore
-from rollout.types import Transitions
+from reprise.launch.run import execute
+from reprise.rl.config import FQIFeatures, FQIMethod
+from reprise.rl.replicable.agreement import identities, identity_values, pairwise_identity
+from reprise.rl.replicable.fqi import Encoded, Fourier, Mirror, fit, grid_nearest_zero, mean_returns
+from reprise.rl.replicable.rounding import hypergrid_rounding
+from reprise.rollout.collect import collect
+from reprise.rollout.environments.base import cartpole
+from reprise.rollout.offline import to_minari
+from reprise.rollout.randomness import Streams
+from reprise.rollout.store import RoundStore
+from reprise.rollout.types import Transitions
 
 STREAMS = Streams(0)
 LAMBDAS = np.array([0.01, 0.1])
@@ -354,7 +354,8 @@ def test_fresh_data_and_several_recordings_need_the_recorded_learner():
 
 def test_the_number_of_threads_changes_no_bit_of_a_weight(said_with_threads):
     code = (
-        "import numpy as np\nfrom rl.fqi import *\nd = np.random.default_rng(0)\nn = 30000\n"
+        "import numpy as np\n"
+        "from reprise.rl.replicable.fqi import *\nd = np.random.default_rng(0)\nn = 30000\n"
         "o = d.standard_normal((n, 4)).astype(np.float32) / 4\n"
         "t = Transitions(o, d.integers(0, 2, n), np.ones(n, np.float32), o + .01, d.random(n) < .1,"
         " np.zeros(n, bool))\ns = Streams(0)\nf = draw_features(FQIFeatures(count=31), s)\n"

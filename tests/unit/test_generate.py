@@ -18,9 +18,9 @@ from transformers import (
 )
 from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
 
-from rollout.generate import Generated, filtered, generate, sample_tokens, sampling_model
-from rollout.randomness import Streams
-from rollout.settings import Sampling
+from reprise.rollout.generate import Generated, filtered, generate, sample_tokens, sampling_model
+from reprise.rollout.randomness import Streams
+from reprise.rollout.run.settings import Sampling
 
 VOCABULARY = 40
 EOS = 3

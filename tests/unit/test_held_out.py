@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from ale_py import ALEInterface, roms
 
-from rollout.environments import make
-from rollout.minari_atari import evenly, find, grayscale, held_out, minari_folder, stacks
-from rollout.minari_record import existing, new_data_set, specification
-from rollout.settings import EnvironmentSettings
+from reprise.rollout.environments.base import make
+from reprise.rollout.minari_atari import evenly, find, grayscale, held_out, minari_folder, stacks
+from reprise.rollout.minari_record import existing, new_data_set, specification
+from reprise.rollout.run.settings import EnvironmentSettings
 
 PLAIN = EnvironmentSettings(noop_max=0, fire_reset=False, life_loss="ignore", frame_skip=1)
 

@@ -6,17 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from alignment import coverage, on_policy
-from alignment.collect import stream_keys
-from alignment.config import HybridDesign, Offline, OnPolicy, RoundSizes
-from alignment.features import bounded, hidden_features, projection
-from alignment.hybrid import DesignedPairs
-from alignment.logprobs import pad_completions
-from alignment.models import load_policy
-from alignment.theory_config import CoverageOfRun
-from rollout.randomness import Streams
-from rollout.run_dir import RunDir
-from rollout.store import RoundStore
+from reprise.alignment import on_policy
+from reprise.alignment.collect import stream_keys
+from reprise.alignment.config import HybridDesign, Offline, OnPolicy, RoundSizes
+from reprise.alignment.features import bounded, hidden_features, projection
+from reprise.alignment.hybrid import DesignedPairs
+from reprise.alignment.logprobs import pad_completions
+from reprise.alignment.models import load_policy
+from reprise.alignment.theory import coverage
+from reprise.alignment.theory.config import CoverageOfRun
+from reprise.rollout.randomness import Streams
+from reprise.rollout.run.run_dir import RunDir
+from reprise.rollout.store import RoundStore
 
 DESIGN = {"share": 0.5, "prompts": 6, "candidates": 4, "dimension": 3, "tolerance": 0.05}
 

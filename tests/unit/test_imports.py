@@ -15,27 +15,29 @@ MAY_IMPORT = {
     "rl": {"rollout", "rl"},
     "distill": {"rollout", "distill"},
     "launch": {"rollout", "alignment", "rl", "distill", "launch"},
+    "reprise": {"rollout", "alignment", "rl", "distill", "launch"},
 }
 MODULES = sorted(file for package in MAY_IMPORT for file in (ROOT / package).rglob("*.py"))
 LIGHT = [
-    "launch.cli",
-    "launch.config",
-    "launch.run",
-    "launch.suite",
-    "launch.hub",
-    "launch.publisher",
-    "alignment.config",
-    "alignment.evaluation_config",
-    "rollout.settings",
-    "rollout.run_dir",
-    "rollout.trackers",
-    "rollout.remote",
-    "rollout.files",
-    "rollout.randomness",
-    "rollout.store",
-    "rl.config",
-    "rl.agreement_config",
-    "distill.config",
+    "reprise",
+    "reprise.launch.cli.main",
+    "reprise.launch.config",
+    "reprise.launch.run",
+    "reprise.launch.evaluation.suite",
+    "reprise.launch.hub.push",
+    "reprise.launch.hub.publisher",
+    "reprise.alignment.config",
+    "reprise.alignment.judging.config",
+    "reprise.rollout.run.settings",
+    "reprise.rollout.run.run_dir",
+    "reprise.rollout.run.trackers",
+    "reprise.rollout.run.remote",
+    "reprise.rollout.files",
+    "reprise.rollout.randomness",
+    "reprise.rollout.store",
+    "reprise.rl.config",
+    "reprise.rl.agreement_config",
+    "reprise.distill.config",
 ]
 HEAVY = [
     "torch",
@@ -56,19 +58,22 @@ HEAVY = [
 
 
 def imported(tree: ast.AST) -> set[str]:
-    """Top-level names of every import, at any depth of the module."""
+    """Every import, at any depth of the module: ours by folder, others by top-level name."""
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"line {node.lineno}: write imports out in full"
-            names.add((node.module or "").split(".")[0])
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
             for argument in node.args:
                 if isinstance(argument, ast.Constant):
-                    names.add(str(argument.value).split(".")[0])
-    return names
+                    names.add(str(argument.value))
+    top = [name.split(".") for name in names]
+    foreign = {parts[0] for parts in top if parts[0] != "reprise"}
+    assert not foreign & MAY_IMPORT.keys(), "our packages are imported as reprise.NAME"
+    return foreign | {parts[1] for parts in top if parts[0] == "reprise" and len(parts) > 1}
 
 
 def test_there_are_modules_to_look_at():
@@ -88,7 +93,8 @@ def test_imports_point_one_way(file):
 
 
 def test_the_walk_sees_a_forbidden_import():
-    code = "def f():\n    if x:\n        from rl.pqn import run\n    import_module('distill.x')\n"
+    code = "def f():\n    if x:\n        from reprise.rl.pqn import run\n"
+    code += "    import_module('reprise.distill.x')\n"
     assert imported(ast.parse(code)) == {"rl", "distill"}
 
 
@@ -107,7 +113,7 @@ def test_light_modules_bring_nothing_heavy():
 def test_help_and_dry_run_bring_nothing_heavy(tmp_path):
     for arguments in (["--help"], ["list"], ["run", "quickstart/sft", "--dry-run"]):
         code = (
-            "import sys\nfrom launch.cli import main\n"
+            "import sys\nfrom reprise.launch.cli.main import main\n"
             f"try:\n    main({arguments})\nexcept SystemExit as stop:\n    assert not stop.code\n"
             f"print(*[name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
         )

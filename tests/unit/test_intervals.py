@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from rollout.intervals import (
+from reprise.rollout.run.intervals import (
     bootstrap,
     interquartile_mean,
     jackknife,

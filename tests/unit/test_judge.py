@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from alignment.evaluation_config import SUITES, AlpacaSuite, Judge, OpenLLMSuite
-from alignment.judge import Comparison, LanguageModelJudge
-from alignment.verdicts import PROMPTS, Answers, read, template, verdict
-from alignment.win_rates import Gamed, length_controlled_win_rate, win_rate
-from rollout.randomness import Streams
+from reprise.alignment.judging.config import SUITES, AlpacaSuite, Judge, OpenLLMSuite
+from reprise.alignment.judging.judge import Comparison, LanguageModelJudge
+from reprise.alignment.judging.verdicts import PROMPTS, Answers, read, template, verdict
+from reprise.alignment.judging.win_rates import Gamed, length_controlled_win_rate, win_rate
+from reprise.rollout.randomness import Streams
 
 
 def sigmoid(x):

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from rl.linear_mdp import LinearMDP, chain, random_finite, simplex
+from reprise.rl.replicable.linear_mdp import LinearMDP, chain, random_finite, simplex
 
 pytestmark = pytest.mark.portable
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from alignment import models
-from alignment.logprobs import completion_logprobs, pad_completions, score_completions
+from reprise.alignment import models
+from reprise.alignment.logprobs import completion_logprobs, pad_completions, score_completions
 
 # (prompt length, completion length), one-token ones and equal ones among them.
 LENGTHS = [(1, 1), (7, 2), (3, 9), (12, 1), (1, 6), (3, 3), (3, 3), (5, 4), (2, 12), (10, 5)]

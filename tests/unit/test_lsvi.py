@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from launch.run import execute
-from rl import linear_mdp
-from rl.agreement import identities, pairwise_identity
-from rl.lsvi import core_set, lsvi, lsvi_ucb
+from reprise.launch.run import execute
+from reprise.rl.replicable import linear_mdp
+from reprise.rl.replicable.agreement import identities, pairwise_identity
+from reprise.rl.replicable.lsvi import core_set, lsvi, lsvi_ucb
 
 DRAW = np.random.default_rng
 MDP = linear_mdp.random_finite(8, 3, 4, 4, DRAW(0))

@@ -8,8 +8,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from alignment import checkpoints, models
-from alignment.config import FromScratch
+from reprise.alignment import models
+from reprise.alignment.config import FromScratch
+from reprise.alignment.training import checkpoints
 
 SHAPE = {"layers": 2, "width": 16, "heads": 2, "feedforward": 32, "vocabulary": 300}
 ARCHITECTURES = ["gpt_neox", "llama"]

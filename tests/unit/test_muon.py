@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from alignment.muon import Muon, orthogonalized
+from reprise.alignment.training.muon import Muon, orthogonalized
 
 
 @pytest.mark.parametrize("shape", [(6, 6), (5, 12), (12, 5)])

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from rl.arranged import Forward, arrange, choose_precision, pack, q_values
-from rl.config import Quantization
-from rl.networks import Metadata, build, greedy, load_policy, load_weights, save_policy
-from rl.quantize import Quantizer
-from rollout.weights import weights_sha256
+from reprise.rl.arranged import Forward, arrange, choose_precision, pack, q_values
+from reprise.rl.config import Quantization
+from reprise.rl.networks import Metadata, build, greedy, load_policy, load_weights, save_policy
+from reprise.rl.quantize import Quantizer
+from reprise.rollout.weights import weights_sha256
 
 SHAPE = (4, 84, 84)
 

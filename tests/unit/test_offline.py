@@ -5,12 +5,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from rollout import cartpole as cartpole_data
-from rollout.collect import collect, episode_returns
-from rollout.environments import cartpole
-from rollout.offline import episodes, from_d3rlpy, load_transitions, to_minari
-from rollout.randomness import Streams
-from rollout.store import RoundStore
+from reprise.rollout import cartpole as cartpole_data
+from reprise.rollout.collect import collect, episode_returns
+from reprise.rollout.environments.base import cartpole
+from reprise.rollout.offline import episodes, from_d3rlpy, load_transitions, to_minari
+from reprise.rollout.randomness import Streams
+from reprise.rollout.store import RoundStore
 
 
 def push_right(states):

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from alignment.pairs import identical, select_pairs, sigmoid
-from rollout.types import Completions
+from reprise.alignment.pairs import identical, select_pairs, sigmoid
+from reprise.rollout.types import Completions
 
 
 def make_completions(rewards, ids=None):

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rl.human_scores import SCORES, human_normalized
-from rl.play import episode_returns, film, play, write_csv, write_gif
-from rollout.environments import Environments, Episode, Step, make
-from rollout.randomness import Streams
-from rollout.settings import EnvironmentSettings
+from reprise.rl.human_scores import SCORES, human_normalized
+from reprise.rl.play import episode_returns, film, play, write_csv, write_gif
+from reprise.rollout.environments.base import Environments, Episode, Step, make
+from reprise.rollout.randomness import Streams
+from reprise.rollout.run.settings import EnvironmentSettings
 
 
 class Countdown(Environments):

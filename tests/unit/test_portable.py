@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from rollout.environments import make
-from rollout.portable import KINDS, cosine, make_portable, sine
-from rollout.settings import EnvironmentSettings
+from reprise.rollout.environments.base import make
+from reprise.rollout.environments.portable import KINDS, cosine, make_portable, sine
+from reprise.rollout.run.settings import EnvironmentSettings
 
 pytestmark = pytest.mark.portable
 

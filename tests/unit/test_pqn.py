@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 
-from rl.arranged import decide_precision
-from rl.config import PQN, Optimizer
-from rl.networks import build, greedy, load_policy
-from rl.pqn import Learner, epsilon_at, make_optimizer, run
-from rl.quantize import Quantizer
-from rl.workers import Clock, Workers
-from rollout.run_dir import RunDir
-from rollout.weights import weights_sha256
+from reprise.rl.arranged import decide_precision
+from reprise.rl.config import PQN, Optimizer
+from reprise.rl.networks import build, greedy, load_policy
+from reprise.rl.pqn import Learner, epsilon_at, make_optimizer, run
+from reprise.rl.quantize import Quantizer
+from reprise.rl.workers import Clock, Workers
+from reprise.rollout.run.run_dir import RunDir
+from reprise.rollout.weights import weights_sha256
 
 CPU = torch.device("cpu")
 SMALL = {

@@ -5,8 +5,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from rl.config import Quantization
-from rl.quantize import Quantizer
+from reprise.rl.config import Quantization
+from reprise.rl.quantize import Quantizer
 
 pytestmark = pytest.mark.portable
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from rollout.randomness import Streams
+from reprise.rollout.randomness import Streams
 
 
 def draws(generator, count=4):

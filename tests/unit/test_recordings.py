@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distill import data as distill_data
-from rollout import cartpole
-from rollout.randomness import Streams
+from reprise.distill import data as distill_data
+from reprise.rollout import cartpole
+from reprise.rollout.randomness import Streams
 
 ROOT = Path(__file__).parents[2]
 OTHER_PROCESSOR = {
@@ -22,9 +22,9 @@ OTHER_PROCESSOR = {
 }
 CODE = """
 import hashlib, json
-from distill.data import PUBLISHED, training_set
-from rollout import cartpole
-from rollout.randomness import Streams
+from reprise.distill.data import PUBLISHED, training_set
+from reprise.rollout import cartpole
+from reprise.rollout.randomness import Streams
 found = {"fresh": cartpole.transitions_sha256(
     cartpole.fresh(cartpole.behaviour(seed=1), 3000, Streams(5), 2))}
 for environment, kind in (("CartPole-v1", "mixed"), ("MountainCar-v0", "mixed")):

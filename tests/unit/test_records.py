@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launch import records, results
-from launch.claims import verdicts
-from launch.config import ConfigError, config_sha256, load, to_yaml
-from launch.evidence import files_read
-from launch.sweep import directory_of
-from launch.table import as_values, make, markdown, render
-from rollout.intervals import bootstrap, interquartile_mean, student, student_half
-from rollout.run_dir import summary_seal
+from reprise.launch.config import ConfigError, config_sha256, load, to_yaml
+from reprise.launch.tables import records, results
+from reprise.launch.tables.claims import verdicts
+from reprise.launch.tables.evidence import files_read
+from reprise.launch.tables.render import as_values, make, markdown, render
+from reprise.launch.tables.sweep import directory_of
+from reprise.rollout.run.intervals import bootstrap, interquartile_mean, student, student_half
+from reprise.rollout.run.run_dir import summary_seal
 
 CONFIG = "paper/theory_collapse"
 TABLE = {
@@ -123,7 +123,7 @@ def test_the_table_is_the_same_from_the_records_alone(table):
     for form in ("csv", "latex"):
         assert render(after[1], form) == render(before[1], form)
     assert verdicts(after[1])[0].statistic == verdicts(before[1])[0].statistic
-    from launch.table_figure import draw
+    from reprise.launch.tables.figure import draw
 
     drawn = [draw(made[1], Path(name), [".svg"])[0] for made, name in ((before, "b"), (after, "a"))]
     assert drawn[1].stat().st_size > 5000

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from rl import regression
-from rl.agreement import identities
-from rl.regression import (
+from reprise.rl.replicable import regression
+from reprise.rl.replicable.agreement import identities
+from reprise.rl.replicable.regression import (
     covariance,
     covariance_bin,
     moments,
@@ -203,7 +203,8 @@ def test_bad_data_is_named():
 
 def test_the_number_of_threads_changes_no_bit(said_with_threads):
     code = (
-        "import numpy as np\nfrom rl.regression import moments, ridge, covariance\n"
+        "import numpy as np\n"
+        "from reprise.rl.replicable.regression import moments, ridge, covariance\n"
         "draw = np.random.default_rng(0)\nx = draw.standard_normal((20000, 48)) / 20\n"
         "g, m = moments(x, draw.standard_normal(20000))\n"
         "print(g.tobytes().hex()[:99999:97], ridge(g, m, 20000, .1, 'mean').tobytes().hex(),"

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from launch import config
-from launch.provenance import command_line
-from rollout.remote import hide_secrets_in_logs, is_secret_name, redact, secrets_in
+from reprise.launch import config
+from reprise.launch.provenance import command_line
+from reprise.rollout.run.remote import hide_secrets_in_logs, is_secret_name, redact, secrets_in
 
 ROOT = Path(__file__).parents[2]
 SHAPED = [
@@ -144,7 +144,7 @@ def test_logs_of_any_library(caplog):
 
 def test_a_traceback_of_the_command_line():
     code = (
-        "import sys\nfrom launch.ending import exit_status\n"
+        "import sys\nfrom reprise.launch.cli.ending import exit_status\n"
         f"def work():\n    raise RuntimeError('the server said {SHAPED[0]}')\n"
         "sys.exit(exit_status(work))"
     )
@@ -161,8 +161,8 @@ def test_a_traceback_of_the_command_line():
 
 
 def test_what_a_run_says_and_its_card(tmp_path, capsys, monkeypatch):
-    from launch import cards
-    from rollout.run_dir import RunDir
+    from reprise.launch.hub import cards
+    from reprise.rollout.run.run_dir import RunDir
 
     monkeypatch.setenv("HOME", "/home/someone")
     run = RunDir(tmp_path, experiment="rl.fqi", seed=0)
@@ -178,7 +178,7 @@ def test_what_a_run_says_and_its_card(tmp_path, capsys, monkeypatch):
 
 
 def test_the_cause_of_an_outage_is_not_printed():
-    from rollout.remote import OutageError
+    from reprise.rollout.run.remote import OutageError
 
     def fail():
         try:

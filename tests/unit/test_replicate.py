@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import yaml
 
-from launch import bounds, replicate
-from launch.cli import main
-from launch.config import ConfigError, load
+from reprise.launch import replicate
+from reprise.launch.cli import bounds
+from reprise.launch.cli.main import main
+from reprise.launch.config import ConfigError, load
 
 CONFIG = {
     "experiment": "rl.lsvi",
@@ -127,7 +128,7 @@ def test_a_failed_run_is_reported_with_its_log(config, tmp_path, capsys):
 
 
 def test_every_experiment_says_where_its_return_is():
-    from launch.config import EXPERIMENTS
+    from reprise.launch.config import EXPERIMENTS
 
     assert set(EXPERIMENTS) == set(replicate.RETURNS)
 

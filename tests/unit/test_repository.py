@@ -2,6 +2,7 @@
 
 import ast
 import itertools
+import os
 import re
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-PACKAGES = ("rollout", "alignment", "rl", "distill", "launch")
+PACKAGES = ("reprise", "rollout", "alignment", "rl", "distill", "launch")
 SOURCES = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
 
 
@@ -80,11 +81,31 @@ def test_what_the_code_imports_is_declared():
             assert from_packages & (known | optional), f"{file}: {name} is not in pyproject.toml"
 
 
+def installed_as(file: Path) -> str:
+    """Where a source file of a folder lies in the wheel: under the one import name."""
+    name = file.relative_to(ROOT).as_posix()
+    return name if name.startswith("reprise/") else f"reprise/{name}"
+
+
 def test_every_package_of_ours_is_listed():
-    ours = {file.parent.name for file in ROOT.glob("*/__init__.py")} & set(PACKAGES)
-    assert set(PROJECT["tool"]["setuptools"]["packages"]) == ours | {"launch.configs"}
-    for init in (file for file in SOURCES if file.name == "__init__.py"):
-        assert init.parent.parent == ROOT, f"{init.parent}: list this subpackage in pyproject.toml"
+    ours = {
+        Path(installed_as(file)).parent.as_posix().replace("/", ".")
+        for file in SOURCES
+        if file.name == "__init__.py"
+    }
+    assert set(PROJECT["tool"]["setuptools"]["packages"]) == ours | {"reprise.launch.configs"}
+    for file in SOURCES:
+        assert (file.parent / "__init__.py").is_file(), f"{file.parent}: a room needs an __init__"
+
+
+def test_a_room_holds_at_most_twenty_modules():
+    rooms = {file.parent for file in SOURCES}
+    full = {
+        str(room.relative_to(ROOT)): count
+        for room in rooms
+        if (count := len([*room.glob("*.py")]) - 1) > 20
+    }
+    assert full == {}
 
 
 def test_a_wheel_carries_code_configs_and_launcher_files(tmp_path):
@@ -105,12 +126,32 @@ def test_a_wheel_carries_code_configs_and_launcher_files(tmp_path):
     [wheel] = tmp_path.glob("*.whl")
     files = set(zipfile.ZipFile(wheel).namelist())
     for file in SOURCES:
-        assert file.relative_to(ROOT).as_posix() in files
+        assert installed_as(file) in files
     for file in (ROOT / "configs").rglob("*.yaml"):
-        assert "launch/" + file.relative_to(ROOT).as_posix() in files
+        assert "reprise/launch/" + file.relative_to(ROOT).as_posix() in files
     for file in (*(ROOT / "launch/accelerate").iterdir(), *(ROOT / "launch/slurm").iterdir()):
-        assert file.relative_to(ROOT).as_posix() in files
-    assert not [name for name in files if name.startswith(("tests/", "benchmarks/", "configs/"))]
+        assert installed_as(file) in files
+    # One import name: nothing else of ours at the top, where other projects' packages lie.
+    assert {name.split("/")[0] for name in files} - {"reprise"} == {
+        f"reprise_rl-{PROJECT['project']['version']}.dist-info"
+    }
+    # Beside a foreign package called `launch`, of which PyPI has one, the command finds ours.
+    zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
+    foreign = tmp_path / "foreign" / "launch"
+    foreign.mkdir(parents=True)
+    (foreign / "__init__.py").write_text("raise ImportError('not ours')")
+    code = "import sys; sys.path[:0] = sys.argv[1:3]; from reprise.launch.cli import main; "
+    code += "print(main.__file__); sys.argv = ['reprise', 'list']; main.main()"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code, str(foreign.parent), str(tmp_path / "installed")],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(str(tmp_path / "installed")) and "rl.fqi" in done.stdout
 
 
 def test_the_sources_are_tracked_and_outputs_are_not():

@@ -6,11 +6,11 @@ import torch
 from pydantic import TypeAdapter
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from alignment import models, on_policy
-from alignment.config import OnPolicy, Reward
-from alignment.reward import Rewards
-from rollout.run_dir import RunDir
-from rollout.store import RoundStore
+from reprise.alignment import models, on_policy
+from reprise.alignment.config import OnPolicy, Reward
+from reprise.alignment.rewards.reward import Rewards
+from reprise.rollout.run.run_dir import RunDir
+from reprise.rollout.store import RoundStore
 from tests.unit.foreign_reward import foreign_reward
 
 LENGTHS = [(1, 1), (9, 4), (3, 7), (12, 2), (2, 2)]

@@ -10,12 +10,12 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from alignment import models
-from alignment.config import Reward
-from alignment.reward import Rewards
-from alignment.rewards_check import check_rewards
-from rollout import json_server
-from rollout.remote import OutageError
+from reprise.alignment import models
+from reprise.alignment.config import Reward
+from reprise.alignment.rewards.check import check_rewards
+from reprise.alignment.rewards.reward import Rewards
+from reprise.rollout import json_server
+from reprise.rollout.run.remote import OutageError
 from tests.unit.foreign_reward import foreign_reward
 
 CPU = torch.device("cpu")

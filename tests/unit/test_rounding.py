@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 
-from rl.agreement import Trace, identities, most_common_share, pairwise_identity
-from rl.rounding import (
+from reprise.rl.replicable.agreement import Trace, identities, most_common_share, pairwise_identity
+from reprise.rl.replicable.rounding import (
     agreement_bound,
     agreement_probability,
     draw_offsets,
     hypergrid_rounding,
     round_to_grid,
 )
-from rollout.intervals import wilson
+from reprise.rollout.run.intervals import wilson
 
 pytestmark = pytest.mark.portable
 

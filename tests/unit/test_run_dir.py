@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from rollout.run_dir import Progress, RunDir, summary_seal
+from reprise.rollout.run.run_dir import Progress, RunDir, summary_seal
 
 
 def open_run(path, **changes):

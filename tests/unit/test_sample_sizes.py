@@ -6,14 +6,14 @@ import math
 
 import pytest
 
-from alignment import sample_sizes
-from alignment.calibration import (
+from reprise.alignment.calibration import (
     calibration_factor,
     calibration_warning,
     calibration_warnings,
 )
-from alignment.sample_sizes import Setting, least
-from launch.run import execute
+from reprise.alignment.theory import sample_sizes
+from reprise.alignment.theory.sample_sizes import Setting, least
+from reprise.launch.run import execute
 
 pytestmark = pytest.mark.portable
 

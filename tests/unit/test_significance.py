@@ -4,7 +4,14 @@ import math
 
 import pytest
 
-from launch.significance import NOTHING, Difference, Outcome, family, holm, outcome_of
+from reprise.launch.tables.significance import (
+    NOTHING,
+    Difference,
+    Outcome,
+    family,
+    holm,
+    outcome_of,
+)
 
 pytestmark = pytest.mark.portable
 

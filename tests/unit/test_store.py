@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rollout.store import RoundStore, shard_rows
-from rollout.types import Completions, Transitions
+from reprise.rollout.store import RoundStore, shard_rows
+from reprise.rollout.types import Completions, Transitions
 
 METADATA = {
     "config_sha256": "c" * 64,

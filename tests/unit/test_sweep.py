@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launch import sweep
-from launch.config import ConfigError
-from launch.parallel import Job, run_side_by_side
-from launch.tables import budget_of, load_table
+from reprise.launch.config import ConfigError
+from reprise.launch.parallel import Job, run_side_by_side
+from reprise.launch.tables import sweep
+from reprise.launch.tables.schema import budget_of, load_table
 
 
 class Shell(Job):
@@ -139,8 +139,8 @@ def test_a_full_disk_is_refused_before_anything_runs(tmp_path, monkeypatch):
 
 def test_a_second_sweep_is_refused_and_names_the_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code = "import sys; from launch.sweep import sweep_lock\nwith sweep_lock(): input()"
-    root = Path(sweep.__file__).parents[1]
+    code = "from reprise.launch.tables.sweep import sweep_lock\nwith sweep_lock(): input()"
+    root = Path(sweep.__file__).parents[2]
     holder = subprocess.Popen(
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(root)!r})\n" + code],
         stdin=subprocess.PIPE,

@@ -4,10 +4,10 @@ import math
 
 import pytest
 
-from launch.claims import Verdict, verdicts
-from launch.evidence import Evidence, Number
-from launch.tables import Table
-from rollout.intervals import student, student_half
+from reprise.launch.tables.claims import Verdict, verdicts
+from reprise.launch.tables.evidence import Evidence, Number
+from reprise.launch.tables.schema import Table
+from reprise.rollout.run.intervals import student, student_half
 
 NAN = math.nan
 
@@ -125,7 +125,7 @@ def test_verdicts(left, relation, right, margin, expected):
 
 
 def test_a_reason_is_told_only_where_the_claim_does_not_hold_and_a_row_shows_it():
-    from launch.claim_schema import Claim, Side
+    from reprise.launch.tables.claim_schema import Claim, Side
 
     sides = {"left": Side(value=1.0), "right": Side(value=0.0), "reason": "too few."}
     holds, fails = (Claim(text="c", relation=r, **sides, shown_by="b") for r in (">", "<"))

@@ -3,8 +3,8 @@
 import pytest
 import yaml
 
-from launch.config import ConfigError, configs_folder
-from launch.tables import Row, load_table, shipped_tables
+from reprise.launch.config import ConfigError, configs_folder
+from reprise.launch.tables.schema import Row, load_table, shipped_tables
 
 SHIPPED = 30
 GOOD = {

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from rollout.run_dir import RunDir
-from rollout.trackers import Report, check_trackers, markdown_table
+from reprise.rollout.run.run_dir import RunDir
+from reprise.rollout.run.trackers import Report, check_trackers, markdown_table
 
 ROOT = Path(__file__).parents[2]
 ROWS = [["get a|b:", "Get\nit.", 0.5], ["set:", "Set it.", math.nan]]
@@ -49,7 +49,7 @@ def test_tensorboard(tmp_path):
 
 def test_tensorboard_brings_no_torch(tmp_path):
     code = (
-        "import sys\nfrom rollout.run_dir import RunDir\n"
+        "import sys\nfrom reprise.rollout.run.run_dir import RunDir\n"
         f"run = RunDir({str(tmp_path)!r}, experiment='rl.fqi', seed=0)\n"
         "run.log(step=1, loss=1.0)\nrun.finish()\n"
         "print(*[name for name in ('torch', 'tensorflow', 'accelerate') if name in sys.modules])"
@@ -69,8 +69,8 @@ def test_a_cell_does_not_end_its_table():
 
 TRACKED = """
 import math, sys
-from rollout.run_dir import RunDir
-from rollout.trackers import Report
+from reprise.rollout.run.run_dir import RunDir
+from reprise.rollout.run.trackers import Report
 from tests.unit.test_trackers import log_a_little, open_run
 for _ in range(2):  # the second continues the first
     run = open_run(sys.argv[1], sys.argv[2])

@@ -7,7 +7,7 @@ import typing
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from alignment.training_arguments import (
+from reprise.alignment.training.arguments import (
     _PYTHON_TYPES,
     DERIVED,
     TrainingArgumentsDict,

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from rollout.types import Completions, Pairs, Transitions
+from reprise.rollout.types import Completions, Pairs, Transitions
 
 
 def completions(prompts: int = 5, samples: int = 3, seed: int = 0) -> Completions:

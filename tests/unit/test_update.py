@@ -8,15 +8,15 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from alignment import models, on_policy
-from alignment.config import OnPolicy
-from alignment.logprobs import completion_logprobs, pad_completions, score_completions
-from alignment.objectives import pair_losses
-from alignment.pairs import Targets, make_targets
-from alignment.update import minibatch_order, training_arguments, update
-from rollout.randomness import Streams
-from rollout.run_dir import RunDir
-from rollout.types import Pairs
+from reprise.alignment import models, on_policy
+from reprise.alignment.config import OnPolicy
+from reprise.alignment.logprobs import completion_logprobs, pad_completions, score_completions
+from reprise.alignment.objectives import pair_losses
+from reprise.alignment.pairs import Targets, make_targets
+from reprise.alignment.training.update import minibatch_order, training_arguments, update
+from reprise.rollout.randomness import Streams
+from reprise.rollout.run.run_dir import RunDir
+from reprise.rollout.types import Pairs
 
 COUNT = 16
 # Ties are spread unevenly: the third and fourth quarter hold most, one quarter holds none.

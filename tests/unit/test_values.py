@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from launch.values import PathError, interval_at, number_at, parse, value_at
+from reprise.launch.tables.values import PathError, interval_at, number_at, parse, value_at
 
 SUMMARY = {
     "value": 3,

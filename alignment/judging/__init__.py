@@ -1,0 +1,1 @@
+"""Judges: language models that compare answers, AlpacaEval, the leaderboard's tasks."""

@@ -1,0 +1,1 @@
+"""Rewards: models, rules, servers; trained, checked, and what they are trained against."""

@@ -1,0 +1,1 @@
+"""Trainers: one round's update, supervised training, checkpoints, shards, optimizers."""

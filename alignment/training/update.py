@@ -1,0 +1,326 @@
+"""One round's update: minimize the objective on the fixed data D_k.
+
+A `transformers.Trainer` whose loss is a pure function of stored columns, so that accumulation,
+mixed precision, data parallelism and resumption inside a round are the library's. One `train()`
+per round: the optimizer, the warm-up and the decay start afresh (2601.08421, Section 6.1).
+
+Two traps. A Trainer by default averages micro-batch means, so that ties (weight 0) would count
+differently under accumulation; here the sum of losses is divided by the number of pairs in the
+whole optimizer step, over all processes. And a policy that is not the one that drew the data would
+train silently on wrong ratios; the first step compares ln pi with the stored ln pi_k and refuses.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, SequentialSampler
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+)
+
+from reprise.alignment.config import Offline, OnPolicy
+from reprise.alignment.logprobs import completion_logprobs, pad_completions, padding_share
+from reprise.alignment.objectives import pair_losses
+from reprise.alignment.pairs import Targets
+from reprise.alignment.training.arguments import make_training_arguments
+from reprise.alignment.training.checkpoints import StrictCheckpoints, last_complete_checkpoint
+from reprise.alignment.training.sharding import check_shards, forget_deepspeed
+from reprise.rollout.run.run_dir import RunDir
+from reprise.rollout.types import Pairs
+
+
+def minibatch_order(
+    pairs: int, batch_size: int, epochs: int, shuffle: Callable[[int], np.random.Generator]
+) -> np.ndarray:
+    """Row numbers in the order of training, whole optimizer steps only.
+
+    Each epoch is a fresh permutation; the remainder that would not fill a step is left out, a
+    different one each time.
+
+    Args:
+        pairs: number of pairs in D_k.
+        batch_size: pairs per optimizer step.
+        epochs: passes over D_k.
+        shuffle: epoch -> the generator of its permutation.
+
+    Returns:
+        int64, shape (epochs * (pairs // batch_size) * batch_size,).
+
+    Raises:
+        ValueError: fewer pairs than one step needs.
+    """
+    if pairs < batch_size:
+        raise ValueError(
+            f"batch_size={batch_size} exceeds the {pairs} pairs of this round; lower batch_size "
+            "or raise prompts_per_round"
+        )
+    usable = pairs // batch_size * batch_size
+    return np.concatenate([shuffle(epoch).permutation(pairs)[:usable] for epoch in range(epochs)])
+
+
+def bucketed(order: np.ndarray, pairs: Pairs, batch_size: int) -> np.ndarray:
+    """The same optimizer steps, each with its pairs in the order of their lengths.
+
+    A step sums over all of its pairs, in whatever order; micro-batches of pairs of like length hold
+    less padding. The longest come first, so that memory runs out early.
+
+    Args:
+        order: from `minibatch_order`.
+        pairs: D_k.
+        batch_size: pairs per optimizer step.
+    """
+    longest = np.array(
+        [
+            len(prompt) + max(len(first), len(second))
+            for prompt, first, second in zip(
+                pairs.prompt_ids, pairs.first_ids, pairs.second_ids, strict=True
+            )
+        ]
+    )
+    steps = order.reshape(-1, batch_size)
+    inner = np.argsort(-longest[steps], axis=1, kind="stable")
+    return np.take_along_axis(steps, inner, axis=1).ravel()
+
+
+def padding_of(order: np.ndarray, pairs: Pairs, micro_batch: int) -> float:
+    """Share of padding among the tokens of an update's micro-batches."""
+    count = len(pairs)
+    batches = [np.concatenate([rows, rows + count]) for rows in order.reshape(-1, micro_batch)]
+    prompts = [*pairs.prompt_ids, *pairs.prompt_ids]
+    return padding_share(prompts, [*pairs.first_ids, *pairs.second_ids], batches)
+
+
+def training_arguments(config: OnPolicy | Offline, folder: Path, world: int) -> TrainingArguments:
+    """The config's ``train:`` section with what follows from the rest of the config.
+
+    Raises:
+        ValueError: `batch_size` cannot be split over the processes, or `train:` is refused.
+    """
+    return make_training_arguments(
+        config.train,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        folder=folder,
+        world=world,
+        defaults={"logging_steps": 1},
+        length={"num_train_epochs": 1},
+    )
+
+
+def update(
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Pairs,
+    targets: Targets,
+    order: np.ndarray,
+    config: OnPolicy | Offline,
+    run_dir: RunDir,
+    *,
+    round: int,
+    first_step: int,
+    check_first_step: bool = True,
+) -> int:
+    """Train `policy` in place on one round; continue from a checkpoint inside the round if any.
+
+    Args:
+        policy: pi_k on entry, pi_{k+1} on return; under FSDP2 and ZeRO in shards then.
+        tokenizer: supplies the padding token.
+        pairs: D_k.
+        targets: what the objective regresses on.
+        order: from `minibatch_order`.
+        config: the experiment's settings.
+        run_dir: where metrics and checkpoints go.
+        round: number of the policy this makes, k + 1.
+        first_step: optimizer steps of all rounds before, for the metrics.
+        check_first_step: refuse to train unless ln pi equals the stored ln pi_k.
+
+    Returns:
+        The number of optimizer steps of this round.
+
+    Raises:
+        FloatingPointError: the loss is not finite.
+        ValueError: the policy is not the one that the stored log-probabilities belong to.
+    """
+    folder = run_dir.checkpoints / f"update-{round:05d}"
+    trainer = RoundTrainer(
+        policy, tokenizer, pairs, targets, order, config, run_dir, folder, round, first_step
+    )
+    trainer.check_first_step = check_first_step
+    resumable = last_complete_checkpoint(folder)
+    done = int(Path(resumable).name.split("-")[1]) if resumable else 0
+    reached = first_step + done
+    run_dir.cut_metrics(lambda r: r["round"] < round or ("step" in r and r["step"] <= reached))
+    micro_steps = len(order) // (trainer.args.per_device_train_batch_size * run_dir.world)
+    with run_dir.progress(f"round {round}: update", micro_steps, "batches") as progress:
+        trainer.progress = progress
+        progress.advance(done * trainer.args.gradient_accumulation_steps)
+        trainer.train(resume_from_checkpoint=resumable)
+    # Mixed precision wraps `forward`; without this each round would wrap it once more.
+    trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
+    trainer.accelerator.free_memory()
+    if trainer.is_deepspeed_enabled:
+        forget_deepspeed()
+    return trainer.state.global_step
+
+
+def remove_update_checkpoints(run_dir: RunDir, through: int) -> None:
+    """Delete the checkpoints inside rounds up to `through`: those rounds' policies are saved."""
+    if run_dir.is_main:
+        for folder in run_dir.checkpoints.glob("update-*"):
+            if int(folder.name.split("-")[1]) <= through:
+                shutil.rmtree(folder)
+
+
+class RoundTrainer(StrictCheckpoints, Trainer):
+    """`transformers.Trainer` on pairs, with an objective of `alignment.objectives`."""
+
+    def __init__(
+        self,
+        policy: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        pairs: Pairs,
+        targets: Targets,
+        order: np.ndarray,
+        config: OnPolicy | Offline,
+        run_dir: RunDir,
+        folder: Path,
+        round: int,
+        first_step: int,
+    ) -> None:
+        self.pairs, self.targets = pairs, targets
+        self.pad_id = tokenizer.pad_token_id
+        self.objective = config.objective.name
+        self.tolerance = config.first_step_tolerance
+        self.chunked = config.logits == "chunked"
+        self.run_dir, self.round, self.first_step = run_dir, round, first_step
+        self.check_first_step = True
+        self.parallelism = config.parallelism
+        self.shards_checked = False
+        self.progress: Any = None
+        self._watched: dict[str, list[Tensor]] = defaultdict(list)
+        super().__init__(
+            model=policy,
+            args=training_arguments(config, folder, run_dir.world),
+            train_dataset=_Rows(order),
+            data_collator=self._collate,
+            processing_class=tokenizer,
+        )
+        self.remove_callback(PrinterCallback)
+        self.loss_is_scaled_for_ga = True  # `compute_loss` divides by the whole step's pairs
+
+    def _collate(self, rows: list[int]) -> dict[str, Tensor]:
+        """Pairs `rows`, first completions above second ones: shape (2 * pairs, ...)."""
+        prompts = [self.pairs.prompt_ids[row] for row in rows]
+        completions = [self.pairs.first_ids[row] for row in rows]
+        completions += [self.pairs.second_ids[row] for row in rows]
+        columns = {
+            "target": self.targets.target,
+            "weight": self.targets.weight,
+            "reference_logprobs": self.targets.reference_logprobs,
+            "policy_logprobs": self.pairs.policy_logprobs,
+        }
+        return pad_completions(prompts * 2, completions, self.pad_id) | {
+            name: torch.from_numpy(column[rows]) for name, column in columns.items()
+        }
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """Sum of the pair losses over the pairs of the whole optimizer step."""
+        stored = inputs.pop("policy_logprobs")
+        columns = {name: inputs.pop(name) for name in ("reference_logprobs", "target", "weight")}
+        total, _ = completion_logprobs(model, **inputs, chunked=self.chunked)
+        logprobs = torch.stack(total.chunk(2), dim=1)
+        if self.check_first_step and self.state.global_step == 0:
+            self._refuse_another_policy(logprobs.detach(), stored)
+        losses, watched = pair_losses(self.objective, logprobs, gamma=self.targets.gamma, **columns)
+        if not torch.isfinite(losses).all():
+            raise FloatingPointError(
+                f"the loss is not finite in round {self.round}, step {self.state.global_step + 1}; "
+                "lower train.learning_rate, or look at the targets' range. The last complete "
+                "checkpoint is untouched"
+            )
+        for name, value in watched.items():
+            self._watched[name].append(value)
+        # Data parallelism averages gradients over processes; the objective is one sum over all.
+        return losses.sum() * (self.accelerator.num_processes / num_items_in_batch)
+
+    def training_step(self, model: torch.nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        """One micro-batch, shown on the progress bar."""
+        if not self.shards_checked:
+            check_shards(model, self.parallelism, self.run_dir.world)
+            self.shards_checked = True
+        loss = super().training_step(model, *args, **kwargs)
+        self.progress.advance()
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Send the Trainer's numbers and our own to ``metrics.jsonl``."""
+        super().log(logs, start_time)
+        if "loss" not in logs:
+            return
+        watched = {
+            name: self.accelerator.gather(torch.cat(parts)).nanmean().item()
+            for name, parts in self._watched.items()
+        }
+        self._watched.clear()
+        self.run_dir.log(
+            round=self.round,
+            step=self.first_step + self.state.global_step,
+            **{name: logs[name] for name in ("loss", "grad_norm", "learning_rate")},
+            **watched,
+        )
+
+    def _refuse_another_policy(self, logprobs: Tensor, stored: Tensor) -> None:
+        gap = (logprobs - stored).abs().max().item()
+        if not gap <= self.tolerance:
+            raise ValueError(
+                f"round {self.round}: before its first step the policy's log-probabilities differ "
+                f"from the stored ones of pi_k by up to {gap:.3g} nats, more than "
+                f"first_step_tolerance={self.tolerance:g}. The data was drawn by another policy, "
+                "or training runs in another precision or with dropout. Collect the round again, "
+                "or raise first_step_tolerance if bf16 rounding explains the gap"
+            )
+
+    # The order is decided by our own streams, the count of pairs is ours too.
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
+        return SequentialSampler(train_dataset or self.train_dataset)
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:
+        pairs = sum(len(batch["weight"]) for batch in batch_samples)
+        here = torch.tensor(pairs, device=device)
+        return self.accelerator.gather(here).sum()
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Not estimated: the inputs are two sequences per pair."""
+        return 0
+
+
+class _Rows(Dataset):
+    """Row numbers, in training order; the collator fetches the rows."""
+
+    def __init__(self, order: np.ndarray) -> None:
+        self.order = order
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, position: int) -> int:
+        return int(self.order[position])

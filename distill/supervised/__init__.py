@@ -1,0 +1,1 @@
+"""Regression sets distilled: by sampled regressors, by moments, in closed form."""

@@ -1,0 +1,1 @@
+"""`reprise evaluate`: suites beyond the reward model."""

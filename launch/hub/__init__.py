@@ -1,0 +1,1 @@
+"""The Hugging Face Hub: what is pushed, and the page it gets."""

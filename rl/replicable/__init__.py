@@ -1,0 +1,1 @@
+"""Replicable learning with linear functions: rounding, ridge, LSVI, fitted Q-iteration."""

@@ -1,0 +1,1 @@
+"""Copies of an environment stepped as one array: the interface and the built-in ones."""
