@@ -14,22 +14,12 @@ from pydantic import Field, PositiveInt, model_validator
 from reprise.alignment.rewards.config import Reward as Reward  # re-exported: one place for configs
 from reprise.alignment.training.arguments import TrainingArgumentsDict
 from reprise.alignment.training.parallelism import Parallelism
+from reprise.rollout.run.experiment import Experiment
 from reprise.rollout.run.settings import Sampling, Settings
-from reprise.rollout.run.trackers import Report
 
 PositiveFloat = Annotated[float, Field(gt=0)]
 PerRound = PositiveFloat | list[PositiveFloat]
 GAMMA = "gamma, the KL regularization: one value, or one for each round"
-
-
-class Experiment(Settings):
-    """What every experiment of this family has."""
-
-    seed: int = Field(0, ge=0, description="seed of every random stream")
-    needs: list[str] = Field(
-        default_factory=list, description="configs whose runs this one uses; made first if missing"
-    )
-    report: Report = Field(Report(), description="where the run is shown and pushed")
 
 
 # -- text ----------------------------------------------------------------------------------------

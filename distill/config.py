@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from reprise.rollout.run.experiment import Experiment
 from reprise.rollout.run.settings import Settings
 
 Count = Annotated[int, Field(ge=1)]
@@ -70,16 +71,13 @@ class Domain(Settings):
 Route = Literal["sampled", "sampled_gauss_newton", "moments", "closed_form"]
 
 
-class DistillRegression(Settings):
+class DistillRegression(Experiment):
     """Distilling a regression data set by matching the losses of linear regressors."""
 
     experiment: Literal["distill.regression"]
     seed: int = Field(0, ge=0, description="seed of the data streams: splits, starting subsets")
     internal_seed: int = Field(
         0, ge=0, description="seed of the internal streams, which replicas share: the regressors"
-    )
-    needs: list[str] = Field(
-        default_factory=list, description="configs whose runs this one uses; made first if missing"
     )
     data: RegressionData
     study: Literal["threshold", "lower_bound"] = Field(
@@ -210,14 +208,11 @@ Method = Literal["random", "stratified", "balanced", "leverage", "kmeans", "star
 OfflineEnvironment = Literal["CartPole-v1", "MountainCar-v0", "Acrobot-v1"]
 
 
-class DistillOfflineRL(Settings):
+class DistillOfflineRL(Experiment):
     """Distilling offline RL data by matching Bellman losses of predictors (Algorithm 2)."""
 
     experiment: Literal["distill.offline_rl"]
     seed: int = Field(0, ge=0, description="seed of the streams of everything but the data sets")
-    needs: list[str] = Field(
-        default_factory=list, description="configs whose runs this one uses; made first if missing"
-    )
     environment: OfflineEnvironment = Field("CartPole-v1", description="Gymnasium's name")
     data: list[Literal["replay", "mixed", "random"]] = Field(
         ["replay", "mixed", "random"], min_length=1, description="training sets; see distill.data"
@@ -277,14 +272,11 @@ Features = Literal["linear", "rbf", "mlp"]
 Arm = Literal["decomposable", "unconstrained", "joint", "terminated"]
 
 
-class DistillDecomposable(Settings):
+class DistillDecomposable(Experiment):
     """The convex case of Algorithm 2: how many predictors a decomposable feature map needs."""
 
     experiment: Literal["distill.decomposable"]
     seed: int = Field(0, ge=0, description="seed of the systems, features, predictors, candidates")
-    needs: list[str] = Field(
-        default_factory=list, description="configs whose runs this one uses; made first if missing"
-    )
     environment: Literal["synthetic", "CartPole-v1", "MountainCar-v0", "Acrobot-v1"] = Field(
         "synthetic", description="a random system for each trial, or Gymnasium's name"
     )

@@ -22,6 +22,7 @@ from reprise.launch import strict_yaml
 from reprise.launch.problems import explain, shown
 from reprise.rollout.run.remote import secrets_in
 from reprise.rollout.run.settings import Settings
+from reprise.rollout.run.trackers import Report
 
 
 class ConfigError(ValueError):
@@ -43,17 +44,31 @@ class ExperimentSettings(Protocol):
     def needs(self) -> list[str]:
         """Shipped configs whose finished runs this one starts from."""
 
+    @property
+    def report(self) -> Report:
+        """Where the run is shown and pushed."""
+
     def model_dump(self, *, mode: str) -> dict[str, Any]:
         """The settings as plain values."""
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A config type and a function ``run(config, run_dir) -> summary fields``."""
+    """A config type and a function ``run(config, run_dir) -> summary fields``.
+
+    Attributes:
+        config: the config class, as ``module:name``.
+        run: the function, as ``module:name``.
+        description: in a line.
+        headline: where its summary says how good the result is, a path (`launch.tables.values`).
+        staged: it has phases of collecting and updating, which may be processes of their own.
+    """
 
     config: str
     run: str
     description: str
+    headline: str
+    staged: bool = False
 
     def config_type(self) -> type[Settings]:
         """The config class, imported now."""
@@ -69,86 +84,105 @@ EXPERIMENTS = {
         "reprise.alignment.config:SFT",
         "reprise.alignment.sft:run",
         "supervised fine-tuning, from a checkpoint or from scratch with its own tokenizer",
+        "heldout_loss",
     ),
     "alignment.reward_training": Experiment(
         "reprise.alignment.config:RewardTraining",
         "reprise.alignment.rewards.training:run",
         "a Bradley-Terry reward model from preference pairs",
+        "heldout_loss",
     ),
     "alignment.on_policy": Experiment(
         "reprise.alignment.config:OnPolicy",
         "reprise.alignment.on_policy:run",
         "on-policy DPO, PDFR, REBEL or RDRC: fresh samples in every round",
+        "rounds.-1.reward_mean",
+        staged=True,
     ),
     "alignment.offline": Experiment(
         "reprise.alignment.config:Offline",
         "reprise.alignment.on_policy:run",
         "the off-policy twin: the same objective on the first round's samples only",
+        "rounds.-1.reward_mean",
+        staged=True,
     ),
     "alignment.bandit": Experiment(
         "reprise.alignment.theory.config:BanditExperiment",
         "reprise.alignment.theory.studies:run",
         "preference learning in bandits: coverage, rates and rounds, against the theory",
+        "curves.-1.kl_mean",
     ),
     "alignment.design": Experiment(
         "reprise.alignment.theory.config:DesignExperiment",
         "reprise.alignment.theory.design_study:run",
         "optimal designs for preference learning: values, bounds and supports",
+        "value",
     ),
     "alignment.coverage": Experiment(
         "reprise.alignment.theory.config:CoverageOfRun",
         "reprise.alignment.theory.coverage:run",
         "how well each round's policy of a finished run covers its final one",
+        "rounds.-1.coverage",
     ),
     "rl.fqi": Experiment(
         "reprise.rl.config:FQI",
         "reprise.rl.replicable.figure_one:run",
         "replicable fitted Q-iteration on CartPole: return and identical weights against data",
+        "cells.-1.return_mean",
     ),
     "rl.estimation": Experiment(
         "reprise.rl.config:Estimation",
         "reprise.rl.replicable.estimation:run",
         "R-ridge regression and R-covariance estimation alone: agreement and error against samples",
+        "cells.-1.error",
     ),
     "rl.lsvi": Experiment(
         "reprise.rl.config:LSVI",
         "reprise.rl.replicable.frontier:run",
         "R-LSVI on a linear MDP with a generative model: agreement against suboptimality",
+        "cells.-1.suboptimality",
     ),
     "rl.lsvi_ucb": Experiment(
         "reprise.rl.config:LSVIUCB",
         "reprise.rl.replicable.frontier:run",
         "R-LSVI-UCB on a linear MDP in episodes: agreement against suboptimality",
+        "cells.-1.suboptimality",
     ),
     "distill.regression": Experiment(
         "reprise.distill.config:DistillRegression",
         "reprise.distill.supervised.study:run",
         "regression data distilled by matching losses: held-out and test error against k and N",
+        "cells.-1.test_mse",
     ),
     "distill.offline_rl": Experiment(
         "reprise.distill.config:DistillOfflineRL",
         "reprise.distill.offline_rl_study:run",
         "offline RL data distilled by matching Bellman losses or backups: returns against subsets",
+        "cells.-1.return_mean",
     ),
     "distill.decomposable": Experiment(
         "reprise.distill.config:DistillDecomposable",
         "reprise.distill.decomposable.study:run",
         "the convex case of offline RL distillation: predictors needed by decomposable features",
+        "cells.-1.at.-1.held_out_relative_error",
     ),
     "rl.pqn": Experiment(
         "reprise.rl.config:PQN",
         "reprise.rl.pqn:run",
         "PQN with quantized Q-values on Atari or classic control",
+        "mean_return_last_3",
     ),
     "rl.collect": Experiment(
         "reprise.rl.agreement_config:Collect",
         "reprise.rl.record:run",
         "a trained policy's games as a Minari data set",
+        "return_mean",
     ),
     "rl.figure_two": Experiment(
         "reprise.rl.agreement_config:FigureTwo",
         "reprise.rl.figure_two:run",
         "return and pairwise action agreement of finished PQN runs, against the paper's claims",
+        "cells.-1.return_mean",
     ),
 }
 

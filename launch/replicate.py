@@ -19,34 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from reprise.launch.config import ConfigError, ExperimentSettings, find, load
+from reprise.launch.config import EXPERIMENTS, ConfigError, ExperimentSettings, find, load
 from reprise.launch.parallel import Job, run_side_by_side
 from reprise.launch.provenance import cores
 from reprise.launch.run import default_out
 from reprise.rl.replicable.agreement import most_common_share, pairwise_identity
 from reprise.rollout.files import write_json
 from reprise.rollout.run.intervals import jackknife, student, student_share
-
-# Where each experiment's summary says how good the result is.
-RETURNS = {
-    "alignment.sft": "heldout_loss",
-    "alignment.reward_training": "heldout_loss",
-    "alignment.on_policy": "rounds.-1.reward_mean",
-    "alignment.offline": "rounds.-1.reward_mean",
-    "alignment.bandit": "curves.-1.kl_mean",
-    "alignment.design": "value",
-    "alignment.coverage": "rounds.-1.coverage",
-    "rl.fqi": "cells.-1.return_mean",
-    "rl.estimation": "cells.-1.error",
-    "rl.lsvi": "cells.-1.suboptimality",
-    "rl.lsvi_ucb": "cells.-1.suboptimality",
-    "distill.regression": "cells.-1.test_mse",
-    "distill.offline_rl": "cells.-1.return_mean",
-    "distill.decomposable": "cells.-1.at.-1.held_out_relative_error",
-    "rl.pqn": "mean_return_last_3",
-    "rl.collect": "return_mean",
-    "rl.figure_two": "cells.-1.return_mean",
-}
 
 # What tells two runs apart without being a result.
 NOT_RESULTS = {
@@ -87,7 +66,7 @@ def replicate(
     settings = load(config, overrides)
     if runs < 2:
         raise ConfigError(f"--runs {runs}: agreement is between two runs or more")
-    metric = metric or RETURNS[settings.experiment]
+    metric = metric or EXPERIMENTS[settings.experiment].headline
     out = out or Path("runs") / "replicate" / default_out(find(config)).relative_to("runs")
     jobs = [
         Job(config, (*overrides, f"seed={settings.seed + number}"), out / f"run-{number:03d}")

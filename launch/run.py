@@ -36,7 +36,6 @@ from reprise.launch.provenance import provenance, starts, unlike
 from reprise.rollout.files import is_leftover, remove_leftovers, write_json, write_text
 from reprise.rollout.run.remote import redact
 from reprise.rollout.run.run_dir import RunDir
-from reprise.rollout.run.trackers import Report
 
 
 def execute(
@@ -93,21 +92,19 @@ def resume(path: str | os.PathLike[str], staged: bool = False) -> Path:
     return path
 
 
-_WITH_PHASES = ("alignment.on_policy", "alignment.offline")
-
-
 def _check_stages(settings: ExperimentSettings, staged: bool) -> None:
-    if staged and settings.experiment not in _WITH_PHASES:
+    if staged and not EXPERIMENTS[settings.experiment].staged:
+        able = [name for name, experiment in EXPERIMENTS.items() if experiment.staged]
         raise ConfigError(
             f"--staged: {settings.experiment} has no phases of collecting and updating to run in "
-            f"processes of their own ({' and '.join(_WITH_PHASES)} do); leave it out"
+            f"processes of their own ({' and '.join(able)} do); leave it out"
         )
 
 
 def _warnings(settings: ExperimentSettings) -> list[str]:
     """What is allowed and seldom meant: RDRC's rounds that do not contract."""
     aligned: Any = settings
-    if settings.experiment not in _WITH_PHASES or aligned.objective.name != "rdrc":
+    if not EXPERIMENTS[settings.experiment].staged or aligned.objective.name != "rdrc":
         return []
     gammas = [aligned.gamma(k) for k in range(aligned.rounds)]
     return calibration_warnings(gammas, aligned.objective.gamma_c)
@@ -307,7 +304,7 @@ def _work(
 ) -> dict[str, Any] | None:
     """Do the run, or one phase of it; returns what is for the next phase, None at the end."""
     processes.pin_threads(plan["threads"])
-    report = getattr(settings, "report", None) or Report()
+    report = settings.report
     run_dir = RunDir(
         path,
         experiment=settings.experiment,

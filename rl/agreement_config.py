@@ -7,19 +7,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from reprise.rollout.run.experiment import Experiment
 from reprise.rollout.run.settings import Settings
 
 Seed = Annotated[int, Field(ge=0)]
 
 
-class Collect(Settings):
+class Collect(Experiment):
     """A trained policy's games as a Minari data set."""
 
     experiment: Literal["rl.collect"]
     seed: Seed = Field(0, description="seed of the games: none that training or evaluation used")
-    needs: list[str] = Field(
-        default_factory=list, description="configs whose runs this one uses; made first if missing"
-    )
     policy: str = Field(description="run directory of a finished rl.pqn run, or a saved policy")
     to: str = Field(
         pattern=r"^([A-Za-z0-9_-]+/)*[A-Za-z0-9_-]+-v\d+$",
@@ -65,14 +63,11 @@ class Game(Settings):
     data: str = Field(description="expert observations: Minari id or folder")
 
 
-class FigureTwo(Settings):
+class FigureTwo(Experiment):
     """Figure 2: return and agreement of finished runs, for each game and variant."""
 
     experiment: Literal["rl.figure_two"]
     seed: Seed = Field(0, description="of nothing: nothing here is drawn")
-    needs: list[str] = Field(
-        default_factory=list, description="configs whose runs this one uses; made first if missing"
-    )
     runs: str = Field(
         "runs/pqn/{game}_{variant}/seed-{seed}", description="where the run directories are"
     )

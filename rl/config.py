@@ -6,23 +6,19 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from reprise.rollout.run.experiment import Experiment
 from reprise.rollout.run.settings import EnvironmentSettings, Settings
-from reprise.rollout.run.trackers import Report
 
 Positive = Annotated[float, Field(gt=0)]
 
 
-class Experiment(Settings):
-    """What every experiment of this family has."""
+class Replicable(Experiment):
+    """Experiments on replicas: several runs that share their internal randomness."""
 
     seed: int = Field(0, ge=0, description="seed of the data streams: independent of replicas")
     internal_seed: int = Field(
         0, ge=0, description="seed of the internal streams (r), which replicas share"
     )
-    needs: list[str] = Field(
-        default_factory=list, description="configs whose runs this one uses; made first if missing"
-    )
-    report: Report = Field(Report(), description="where the run is shown and pushed")
     internal_seeds: int = Field(
         1, ge=1, description="how many internal seeds, from internal_seed on: a distribution"
     )
@@ -100,7 +96,7 @@ class FQIMethod(Settings):
         return self
 
 
-class FQI(Experiment):
+class FQI(Replicable):
     """Replicable fitted Q-iteration on CartPole over random features (Figure 1)."""
 
     experiment: Literal["rl.fqi"]
@@ -185,7 +181,7 @@ class Theory(Settings):
         return self
 
 
-class Estimation(Experiment):
+class Estimation(Replicable):
     """R-ridge regression or R-covariance estimation alone, on a known distribution."""
 
     experiment: Literal["rl.estimation"]
@@ -216,7 +212,7 @@ class Estimation(Experiment):
         return self
 
 
-class _Linear(Experiment):
+class _Linear(Replicable):
     mdp: MDP
     alphas: list[Positive | Literal["theory"]] = Field(
         min_length=1, description="widths of the grid; 'theory' is the paper's, from `theory`"
@@ -316,7 +312,7 @@ class PlayedGames(Settings):
     film: bool = Field(True, description="also leave episode.gif")
 
 
-class PQN(Settings):
+class PQN(Experiment):
     """PQN with quantized Q-values (Section 5.2 and Appendix E)."""
 
     experiment: Literal["rl.pqn"]
@@ -325,9 +321,6 @@ class PQN(Settings):
         None,
         ge=0,
         description="seed of initial weights, exploration and minibatches; null: follows seed",
-    )
-    needs: list[str] = Field(
-        default_factory=list, description="configs whose runs this one uses; made first if missing"
     )
     environment: str = Field(description="an Atari game in any usual spelling, or e.g. CartPole-v1")
     environment_settings: EnvironmentSettings = EnvironmentSettings()

@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from reprise.alignment.config import Experiment, RoundSizes
+from reprise.alignment.config import RoundSizes
+from reprise.rollout.run.experiment import Experiment
 from reprise.rollout.run.settings import Settings
 
 PairCount = Annotated[int, Field(ge=1)]

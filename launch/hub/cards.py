@@ -68,6 +68,8 @@ def _metadata(
             {"config_name": name, "data_files": files} for name, files in data_files.items()
         ]
         return metadata
+    if str(config.get("experiment")).startswith("rl."):
+        return {**metadata, "library_name": "reprise", "pipeline_tag": "reinforcement-learning"}
     metadata["library_name"] = "peft" if what == "adapter" else "transformers"
     if config.get("experiment") != "alignment.reward_training":
         metadata["pipeline_tag"] = "text-generation"

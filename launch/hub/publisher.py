@@ -83,7 +83,7 @@ def _try(run: Path, repo_id: str, private: bool, k: int | None, say: Callable[[s
     """One push whose failure is noted and told, and is nobody else's trouble."""
     name = "the model" if k is None else f"round {k}"
     try:
-        address = push(run, repo_id, None if k is not None else "model", k, private)
+        address = push(run, repo_id, None, k, private)
     except Exception as error:  # whatever it is, the run goes on; it is not hidden either
         reason = redact(str(error) or repr(error))
         note(run, what="model", round=k, repo_id=repo_id, status="failed", error=reason)

@@ -120,12 +120,14 @@ def _model_folder(directory: Path, what: str, round: int | None) -> Path:
     candidates = [directory / "checkpoints" / "final", *rounds[::-1], directory]
     if round is not None:
         candidates = [directory / "checkpoints" / f"round-{round:05d}"]
-    marker = "adapter_config.json" if what == "adapter" else "config.json"
+    markers = ("adapter_config.json",) if what == "adapter" else ("config.json", "network.json")
     for folder in candidates:
-        if (folder / marker).is_file():
+        if any((folder / marker).is_file() for marker in markers):
             return folder
     where = f"checkpoints/round-{round:05d}" if round is not None else "checkpoints"
-    raise ConfigError(f"{directory} has no {what} in {where} (no {marker}); is the run finished?")
+    raise ConfigError(
+        f"{directory} has no {what} in {where} (no {' or '.join(markers)}); is the run finished?"
+    )
 
 
 def _rounds(directory: Path) -> tuple[dict[str, Path], dict[str, str]]:

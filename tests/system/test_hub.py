@@ -342,3 +342,15 @@ def test_what_cannot_be_pushed(finished, tmp_path, capsys):
     ):
         assert reprise("push", *arguments) == 2
         assert problem in capsys.readouterr().err
+
+
+def test_a_policy_of_another_family_is_shown_and_pushed_too(hub, tmp_path):
+    folder = tmp_path / "run"
+    changes = ["total_steps=2048", "copies=4", "report.push=me/pqn", "evaluation.episodes=2"]
+    execute("quickstart/pqn_cartpole", changes, folder)
+    assert {"network.json", "model.safetensors", "README.md"} <= set(hub.files["me/pqn"])
+    card = hub.files["me/pqn"]["README.md"].decode()
+    assert "pipeline_tag: reinforcement-learning" in card and "transformers\npipeline" not in card
+    assert (folder / "tensorboard").is_dir()
+    [told] = [json.loads(line) for line in (folder / "pushes.jsonl").read_text().splitlines()]
+    assert told["status"] == "pushed" and told["round"] is None

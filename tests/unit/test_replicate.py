@@ -130,7 +130,11 @@ def test_a_failed_run_is_reported_with_its_log(config, tmp_path, capsys):
 def test_every_experiment_says_where_its_return_is():
     from reprise.launch.config import EXPERIMENTS
 
-    assert set(EXPERIMENTS) == set(replicate.RETURNS)
+    assert all(experiment.headline for experiment in EXPERIMENTS.values())
+    assert [name for name, experiment in EXPERIMENTS.items() if experiment.staged] == [
+        "alignment.on_policy",
+        "alignment.offline",
+    ]
 
 
 # -- bounds ----------------------------------------------------------------------------------------
