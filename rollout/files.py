@@ -11,7 +11,9 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,22 +70,32 @@ def link(path: str | os.PathLike[str], target: str) -> None:
 def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary directory that becomes `path` if the block ends without an error.
 
-    An existing directory at `path` is replaced. Leftovers of a killed attempt are removed first.
+    A directory that was at `path` before is replaced. One that another process put there meanwhile
+    stays, and ours is dropped: two runs that fill a cold cache both go on. Leftovers of killed
+    attempts are removed first, never what a living process is writing.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     for leftover in path.parent.glob(f".{path.name}.*.partial"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        if not _alive(leftover):
+            shutil.rmtree(leftover, ignore_errors=True)
+    aside = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
+    before = path.exists()
     try:
         yield aside
         for file in sorted(aside.rglob("*")):
             sync(file)
         sync(aside)
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(aside, path)
+        if before:
+            shutil.rmtree(path, ignore_errors=True)
+        try:
+            os.replace(aside, path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            shutil.rmtree(aside)  # another process was faster
         sync(path.parent)
     except BaseException as error:
         shutil.rmtree(aside, ignore_errors=True)
@@ -91,6 +103,24 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
         if explained is error:
             raise
         raise explained from error
+
+
+def _alive(aside: Path) -> bool:
+    """Whether who writes it may still be at work: a process here, or any on another machine."""
+    named = re.search(r"\.(?:(?P<host>[^.].*)-)?(?P<process>\d+)\.partial$", aside.name)
+    if named is None:
+        return False
+    if named["host"] not in (None, socket.gethostname()):
+        return True
+    try:
+        os.kill(int(named["process"]), 0)
+    except ProcessLookupError:
+        return False
+    except OverflowError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def is_leftover(name: str) -> bool:

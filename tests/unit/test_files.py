@@ -3,11 +3,17 @@
 import contextlib
 import errno
 import json
+import os
 import resource
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from reprise.rollout import files
+
+ROOT = Path(__file__).parents[2]
 
 
 @contextlib.contextmanager
@@ -19,6 +25,10 @@ def file_size_limit(size):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+# No process has a number beyond 2^22.
+DEAD = ".{}.4194305.partial"
 
 
 def names(folder):
@@ -139,8 +149,51 @@ def test_a_full_disk_leaves_the_old_directory(tmp_path):
 
 
 def test_leftovers_of_a_killed_process_are_removed(tmp_path):
-    for leftover in (".checkpoint.123.partial", ".checkpoint.456.partial", ".another.123.partial"):
+    for leftover in (
+        DEAD.format("checkpoint"),
+        ".checkpoint.4194306.partial",
+        ".another.123.partial",
+    ):
         (tmp_path / leftover / "sub").mkdir(parents=True)
     with files.atomic_directory(tmp_path / "checkpoint") as folder:
         (folder / "weights").write_text("w")
     assert names(tmp_path) == [".another.123.partial", "checkpoint"]
+
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from reprise.rollout.files import atomic_directory
+with atomic_directory(sys.argv[1]) as folder:
+    (folder / "who").write_text(sys.argv[2])
+    print("writing", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_two_processes_may_fill_one_cold_cache(tmp_path):
+    goal = tmp_path / "cache"
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(goal), name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        for name in ("first", "second")
+    ]
+    for writer in writers:  # both are at it, and neither has deleted the other's work
+        assert writer.stdout.readline() == "writing\n"
+    for writer in writers:
+        writer.communicate("go\n")
+        assert writer.returncode == 0
+        assert (goal / "who").read_text() == "first"
+    assert names(tmp_path) == ["cache"]
+
+
+def test_a_foreign_machines_work_is_left_alone(tmp_path):
+    (tmp_path / ".cache.elsewhere-4194305.partial").mkdir()
+    with files.atomic_directory(tmp_path / "cache"):
+        pass
+    assert names(tmp_path) == [".cache.elsewhere-4194305.partial", "cache"]
