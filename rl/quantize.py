@@ -64,8 +64,11 @@ class Quantizer:
         return rounded
 
     def saturated(self, values: torch.Tensor) -> torch.Tensor:
-        """Share of `values` beyond the grid: more than a little, and the range is too small."""
-        if self.settings.step is None:
+        """Share of `values` beyond the grid: more than a little, and the range is too small.
+
+        0 of no values: of a minibatch a process may have none, and it weighs its share by that.
+        """
+        if self.settings.step is None or not values.numel():
             return torch.zeros((), device=values.device)
         return (values.abs() > self.settings.range).float().mean()
 

@@ -96,6 +96,7 @@ def test_what_the_loss_sees_is_what_acts_under_straight_through():
 def test_the_share_beyond_the_range_is_counted():
     q = torch.tensor([0.0, 1.9, 2.1, -3.0])
     assert quantizer(0.5, 2.0).saturated(q) == 0.5
+    assert quantizer(0.5, 2.0).saturated(q[:0]) == 0  # a process's part of a small minibatch
 
 
 def test_a_range_below_the_step_is_refused():
