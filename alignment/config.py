@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
+from reprise.alignment.functions import PATTERN
 from reprise.alignment.rewards.config import Reward as Reward  # re-exported: one place for configs
 from reprise.alignment.training.arguments import TrainingArgumentsDict
 from reprise.alignment.training.parallelism import Parallelism
@@ -208,7 +209,19 @@ class RDRC(Settings):
     gamma_c: float = Field(ge=0, description="gamma_c, the calibration level; 0 is REBEL")
 
 
-Objective = Annotated[DPO | PDFR | REBEL | RDRC, Field(discriminator="name")]
+class Custom(Settings):
+    """A loss of your own, f(y, z) per pair, on z = r1 - r2; see `alignment.objectives`."""
+
+    name: Literal["custom"]
+    function: str = Field(
+        pattern=PATTERN,
+        description="the loss, `package.module:function`: f(y, z) -> losses, tensors [pairs]",
+    )
+    gamma: PerRound = Field(description=GAMMA)
+    reference: Literal["initial", "previous"] = Field(description="pi_0 or pi_k in y")
+
+
+Objective = Annotated[DPO | PDFR | REBEL | RDRC | Custom, Field(discriminator="name")]
 
 
 # -- the on-policy loop and its offline twin -----------------------------------------------------

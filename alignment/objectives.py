@@ -12,16 +12,22 @@ onto a target z, with a reference pi' that is pi_0 or pi_k:
 | PDFR   | cross_entropy(sigmoid y, z) | sigmoid(beta (r1 - r2))               | pi_0         |
 | REBEL  | (y - z)^2                   | r1 - r2                               | pi_k         |
 | RDRC   | (y - z)^2                   | r1 - r2 - gamma_c ln [pi_k/pi_0] diff | pi_k         |
+| custom | f(y, z), yours              | r1 - r2                               | either       |
 
 Source: 2601.08421, Algorithms 1 and 3, Eqs. 9-11. The trap: Eq. 11 prints the binary KL divergence
 with its arguments the other way round from Eq. 10. Eq. 10, where the soft label is the target, is
 what is minimized here; up to the target's entropy it is KL(Bern(z) || Bern(sigmoid y)).
 
-`alignment.pairs` makes z and picks pi'; nothing here knows a method's name but `loss_function`.
+`alignment.pairs` makes z and picks pi'; nothing here knows a method's name but `LOSSES`. A loss of
+your own is a function named by its import path (``objective: {name: custom, function: mine:f}``):
+
+    def hinge(y, z):                                  # y [pairs] with gradient, z [pairs]
+        return torch.relu(1 - y * z.sign())           # losses [pairs]
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 
 import torch
@@ -31,6 +37,8 @@ from torch import Tensor
 from reprise.alignment.calibration import (
     calibration_factor as calibration_factor,  # RDRC's, re-exported
 )
+from reprise.alignment.functions import load_function
+from reprise.rollout.run.settings import Settings
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -65,14 +73,43 @@ def distillation_loss(y: Tensor, z: Tensor) -> Tensor:
     return (y - z).square()
 
 
+# Loss, and the target that asks for no preference.
+LOSSES: dict[str, tuple[Loss, float]] = {
+    "dpo": (preference_loss, 0.5),
+    "pdfr": (preference_loss, 0.5),
+    "rebel": (distillation_loss, 0.0),
+    "rdrc": (distillation_loss, 0.0),
+}
+
+
 def loss_function(objective: str) -> Loss:
-    """The loss of an objective by its config name."""
-    return {
-        "dpo": preference_loss,
-        "pdfr": preference_loss,
-        "rebel": distillation_loss,
-        "rdrc": distillation_loss,
-    }[objective]
+    """The loss of an objective by its config name, or a user's by its import path.
+
+    Raises:
+        ValueError: there is no such function, or it does not take y and z.
+    """
+    if objective in LOSSES:
+        return LOSSES[objective][0]
+    function = load_function(objective, "objective.function")
+    try:
+        inspect.signature(function).bind(None, None)
+    except TypeError as error:
+        raise ValueError(
+            f"objective.function={objective!r} does not take two arguments ({error}); define it as "
+            "f(y, z) -> losses, one for each pair"
+        ) from error
+    return function
+
+
+def centre_of(objective: str) -> float:
+    """The target that asks for no preference: 1/2 of a label, 0 of a difference of rewards."""
+    return LOSSES[objective][1] if objective in LOSSES else 0.0
+
+
+def loss_name(objective: Settings) -> str:
+    """What `loss_function` knows the config's objective by."""
+    path = getattr(objective, "function", None)
+    return path if path is not None else objective.name  # type: ignore[attr-defined]
 
 
 def pair_losses(
@@ -86,7 +123,7 @@ def pair_losses(
     """Weighted loss of each pair, and what to watch while it falls.
 
     Args:
-        objective: ``dpo``, ``pdfr``, ``rebel`` or ``rdrc``.
+        objective: ``dpo``, ``pdfr``, ``rebel``, ``rdrc``, or the import path of a loss.
         logprobs: ln pi(a_i|x), with gradient; shape (pairs, 2), nats.
         reference_logprobs: ln pi'(a_i|x); shape (pairs, 2), nats.
         target: z; shape (pairs,). Hard or soft label, or difference of rewards.
@@ -100,9 +137,14 @@ def pair_losses(
         weight and so asks for nothing).
     """
     y = implicit_reward_difference(logprobs, reference_logprobs, gamma)
-    losses = weight * loss_function(objective)(y, target)
-    centre = 0.5 if objective in ("dpo", "pdfr") else 0.0
+    each = loss_function(objective)(y, target)
+    if each.shape != y.shape:
+        raise ValueError(
+            f"objective.function={objective!r} returned shape {list(each.shape)} for "
+            f"{list(y.shape)}; return a loss for each pair"
+        )
+    losses = weight * each
     with torch.no_grad():
-        agrees = (y.sign() == (target - centre).sign()).float()
+        agrees = (y.sign() == (target - centre_of(objective)).sign()).float()
         agreement = torch.where(weight > 0, agrees, torch.nan)
     return losses, {"implicit_reward_difference": y.detach(), "agreement": agreement}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from reprise.alignment.config import DPO, PDFR, RDRC, REBEL
+from reprise.alignment.config import DPO, PDFR, RDRC, REBEL, Custom
 from reprise.rollout.types import Completions, Pairs
 
 
@@ -87,7 +87,10 @@ def identical(first_ids: Sequence[np.ndarray], second_ids: Sequence[np.ndarray])
 
 
 def make_targets(
-    pairs: Pairs, objective: DPO | PDFR | REBEL | RDRC, gamma: float, reward_scale: float = 1.0
+    pairs: Pairs,
+    objective: DPO | PDFR | REBEL | RDRC | Custom,
+    gamma: float,
+    reward_scale: float = 1.0,
 ) -> Targets:
     """The target z and the reference pi' of each objective (2601.08421, Section 5.1).
 
@@ -114,7 +117,7 @@ def make_targets(
 
 
 def target_of(
-    objective: DPO | PDFR | REBEL | RDRC,
+    objective: DPO | PDFR | REBEL | RDRC | Custom,
     difference: np.ndarray,
     policy_logprobs: np.ndarray,
     reference_logprobs: np.ndarray,
@@ -135,7 +138,7 @@ def target_of(
         return np.where(label_uniform < sigmoid(objective.beta * difference), 1.0, 0.0)
     if isinstance(objective, PDFR):
         return sigmoid(objective.beta * difference)
-    if isinstance(objective, REBEL):
+    if isinstance(objective, REBEL | Custom):
         return difference
     # r_hat = r - gamma_c ln(pi_k / pi_0), with both log-probabilities stored beside the pair.
     shift = policy_logprobs - reference_logprobs

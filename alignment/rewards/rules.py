@@ -15,15 +15,12 @@ arguments, or a resumed run would differ: the SHA-256 of its file goes into ever
 
 from __future__ import annotations
 
-import hashlib
-import importlib
 import inspect
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from reprise.alignment.functions import identity, load_function
 from reprise.alignment.rewards.remote import check_rewards
 
 
@@ -39,7 +36,7 @@ class RuleReward:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.function = _load(path)
+        self.function = load_function(path, "reward.function")
         taken = inspect.signature(self.function).parameters
         any_name = any(p.kind is p.VAR_KEYWORD for p in taken.values())
         missing = {"prompts", "completions"} - taken.keys()
@@ -49,9 +46,7 @@ class RuleReward:
                 "define it as f(prompts, completions)"
             )
         self.extras = {n for n in ("terminated", "completion_ids") if any_name or n in taken}
-        file = inspect.getsourcefile(self.function)
-        code = Path(file).read_bytes() if file else b""
-        self.identity = f"{path} {hashlib.sha256(code).hexdigest()}"
+        self.identity = identity(path, self.function)
 
     def score_texts(
         self,
@@ -75,24 +70,3 @@ class RuleReward:
             check_rewards(rewards, len(completions), f"reward.function={self.path!r}"),
             dtype=np.float32,
         )
-
-
-def _load(path: str) -> Callable[..., Any]:
-    module_name, _, name = path.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the module is there, and itself imports what is not
-        raise ValueError(
-            f"reward.function={path!r}: there is no module {error.name}; install it, or put its "
-            "folder into PYTHONPATH"
-        ) from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        there = [n for n, f in vars(module).items() if inspect.isfunction(f) and n[0] != "_"]
-        raise ValueError(
-            f"reward.function={path!r}: {module_name} has no function {name}; it has "
-            f"{', '.join(sorted(there)) or 'none'}"
-        )
-    return function

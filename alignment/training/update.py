@@ -32,7 +32,7 @@ from transformers import (
 
 from reprise.alignment.config import Offline, OnPolicy
 from reprise.alignment.logprobs import completion_logprobs, pad_completions, padding_share
-from reprise.alignment.objectives import pair_losses
+from reprise.alignment.objectives import loss_function, loss_name, pair_losses
 from reprise.alignment.pairs import Targets
 from reprise.alignment.training.arguments import make_training_arguments
 from reprise.alignment.training.checkpoints import StrictCheckpoints, last_complete_checkpoint
@@ -106,8 +106,10 @@ def training_arguments(config: OnPolicy | Offline, folder: Path, world: int) -> 
     """The config's ``train:`` section with what follows from the rest of the config.
 
     Raises:
-        ValueError: `batch_size` cannot be split over the processes, or `train:` is refused.
+        ValueError: `batch_size` cannot be split over the processes, `train:` is refused, or there
+            is no such loss.
     """
+    loss_function(loss_name(config.objective))
     return make_training_arguments(
         config.train,
         batch_size=config.batch_size,
@@ -201,7 +203,7 @@ class RoundTrainer(StrictCheckpoints, Trainer):
     ) -> None:
         self.pairs, self.targets = pairs, targets
         self.pad_id = tokenizer.pad_token_id
-        self.objective = config.objective.name
+        self.objective = loss_name(config.objective)
         self.tolerance = config.first_step_tolerance
         self.chunked = config.logits == "chunked"
         self.run_dir, self.round, self.first_step = run_dir, round, first_step
