@@ -11,10 +11,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from reprise.alignment.functions import PATTERN
 from reprise.alignment.rewards.config import Reward as Reward  # re-exported: one place for configs
 from reprise.alignment.training.arguments import TrainingArgumentsDict
 from reprise.alignment.training.parallelism import Parallelism
+from reprise.rollout.functions import PATTERN
 from reprise.rollout.run.experiment import Experiment
 from reprise.rollout.run.settings import Sampling, Settings
 

@@ -37,7 +37,7 @@ from torch import Tensor
 from reprise.alignment.calibration import (
     calibration_factor as calibration_factor,  # RDRC's, re-exported
 )
-from reprise.alignment.functions import load_function
+from reprise.rollout.functions import load_function
 from reprise.rollout.run.settings import Settings
 
 Loss = Callable[[Tensor, Tensor], Tensor]

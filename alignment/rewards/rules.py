@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from reprise.alignment.functions import identity, load_function
 from reprise.alignment.rewards.remote import check_rewards
+from reprise.rollout.functions import identity, load_function
 
 
 class RuleReward:

@@ -23,11 +23,13 @@ from __future__ import annotations
 
 import difflib
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from reprise.rollout.functions import load_function
 from reprise.rollout.run.settings import EnvironmentSettings
 
 if TYPE_CHECKING:
@@ -150,7 +152,8 @@ def make(
 
     Args:
         name: "CartPole-v1", "MountainCar-v0", "Acrobot-v1", or an Atari game in any usual spelling:
-            "ms_pacman", "MsPacman", "ALE/MsPacman-v5".
+            "ms_pacman", "MsPacman", "ALE/MsPacman-v5"; or your own, "package.module:Class", a
+            subclass of `Environments` that is called with this function's arguments.
         copies: N.
         settings: of Atari; classic control takes only `threads` and, as a shorter time limit in
             steps, `max_episode_frames`.
@@ -165,6 +168,8 @@ def make(
         raise ValueError(f"copies={copies}; must be at least 1")
     if first_copy < 0:
         raise ValueError(f"first_copy={first_copy}; must be at least 0")
+    if ":" in name:
+        return _own(name)(name, copies, settings, first_copy)
     known = canonical_name(name)
     if known in CLASSIC_CONTROL:
         from reprise.rollout.environments.classic_control import KINDS
@@ -175,12 +180,32 @@ def make(
     return Atari(known, copies, settings, first_copy)
 
 
+def _own(path: str) -> Callable[..., Environments]:
+    """A user's class.
+
+    Raises:
+        ValueError: there is none, or it is no subclass of `Environments`.
+    """
+    found: Any = load_function(path, "environment")
+    if not (isinstance(found, type) and issubclass(found, Environments)):
+        raise ValueError(
+            f"environment={path!r} is not a subclass of reprise.rollout.environments.base."
+            "Environments; derive it from that, or from classic_control.ClassicControl, which "
+            "needs only a start, a step and a picture"
+        )
+    return found
+
+
 def canonical_name(name: str) -> str:
     """The one spelling of an environment's name: Gymnasium's, or for Atari ale-py's ("ms_pacman").
+
+    An import path is its own.
 
     Raises:
         ValueError: there is none like it; the nearest are named.
     """
+    if ":" in name:
+        return name
     from ale_py import roms
 
     known = {_plain(known): known for known in (*CLASSIC_CONTROL, *roms.get_all_rom_ids())}
