@@ -240,7 +240,7 @@ def test_the_ucb_experiment(tmp_path):
 
 def test_the_number_of_threads_changes_no_bit_of_a_weight(said_with_threads):
     code = (
-        "import numpy as np\nfrom rl import linear_mdp as m, lsvi as l\n"
+        "import numpy as np\nfrom reprise.rl.replicable import linear_mdp as m, lsvi as l\n"
         "d = np.random.default_rng\n"
         "mdp = m.random_finite(30, 8, 24, 3, d(0))\n"
         "core = l.core_set(mdp.features.reshape(-1, 24))\n"
