@@ -35,7 +35,7 @@ def run_on_ray(
         import ray
     except ImportError as error:
         raise ValueError(
-            "--executor ray: Ray is not installed; pip install 'reprise[scale]'"
+            "--executor ray: Ray is not installed; pip install 'reprise-rl[scale]'"
         ) from error
 
     joined = ray.is_initialized()

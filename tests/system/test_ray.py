@@ -6,7 +6,7 @@ import pytest
 
 from reprise.launch.parallel import Job
 
-ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'reprise[scale]'")
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'reprise-rl[scale]'")
 
 WORK = (
     "import json, os, sys, pathlib, time\n"
