@@ -27,6 +27,7 @@ your own is a function named by its import path (``objective: {name: custom, fun
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 
@@ -37,8 +38,8 @@ from torch import Tensor
 from reprise.alignment.calibration import (
     calibration_factor as calibration_factor,  # RDRC's, re-exported
 )
+from reprise.alignment.config import DPO, PDFR, RDRC, REBEL, Custom
 from reprise.rollout.functions import load_function
-from reprise.rollout.run.settings import Settings
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -82,6 +83,7 @@ LOSSES: dict[str, tuple[Loss, float]] = {
 }
 
 
+@functools.cache  # asked for in every step
 def loss_function(objective: str) -> Loss:
     """The loss of an objective by its config name, or a user's by its import path.
 
@@ -106,10 +108,9 @@ def centre_of(objective: str) -> float:
     return LOSSES[objective][1] if objective in LOSSES else 0.0
 
 
-def loss_name(objective: Settings) -> str:
+def loss_name(objective: DPO | PDFR | REBEL | RDRC | Custom) -> str:
     """What `loss_function` knows the config's objective by."""
-    path = getattr(objective, "function", None)
-    return path if path is not None else objective.name  # type: ignore[attr-defined]
+    return objective.function if isinstance(objective, Custom) else objective.name
 
 
 def pair_losses(

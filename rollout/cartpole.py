@@ -153,10 +153,11 @@ def record(steps: int, seed: int, settings: Settings | None = None) -> dict[str,
     Of episodes the lengths are kept; the states they start from follow from the seed.
     """
     course = learn(steps, seed, SNAPSHOTS, settings)
+    rest = steps - sum(course.lengths)  # of the episode that the end cuts
     recording = {
         "steps": np.int64(steps),
         "actions": np.packbits(course.actions),
-        "lengths": _lengths(course.actions, seed),
+        "lengths": np.array([*course.lengths, *([rest] if rest else [])], dtype=np.uint16),
         "epsilon": np.array(course.epsilons),
     }
     for layer in range(len(course.networks[0])):
@@ -244,17 +245,6 @@ def _played(recording: dict[str, np.ndarray], seed: int) -> Transitions:
 
 def _actions(recording: dict[str, np.ndarray]) -> np.ndarray:
     return np.unpackbits(recording["actions"], count=int(recording["steps"])).astype(np.int64)
-
-
-def _lengths(actions: np.ndarray, seed: int) -> np.ndarray:
-    """Of the episodes that the actions make, one after the other; the last may be cut."""
-    turn = iter(actions)
-    environments = make_portable("CartPole-v1", 1)
-    data = collect_transitions(lambda _: np.array([next(turn)]), environments, len(actions), seed)
-    ends = np.flatnonzero(data.terminated | data.truncated)
-    if not ends.size or ends[-1] != len(actions) - 1:
-        ends = np.append(ends, len(actions) - 1)
-    return np.diff(ends, prepend=-1).astype(np.uint16)
 
 
 def _store(folder: Path, transitions: Transitions, steps: int, seed: int, shipped: bool) -> None:

@@ -114,12 +114,10 @@ def _alive(aside: Path) -> bool:
         return True
     try:
         os.kill(int(named["process"]), 0)
-    except ProcessLookupError:
-        return False
-    except OverflowError:
+    except (ProcessLookupError, OverflowError):  # none has that number, or none can
         return False
     except PermissionError:  # another user's
-        return True
+        pass
     return True
 
 

@@ -115,7 +115,7 @@ def length_controlled_win_rate(
 
     def rate(kept: np.ndarray) -> tuple[np.ndarray, float]:
         terms = _regress(features[kept], labels[kept], weight[kept], strength)
-        ours = np.stack(columns, axis=1)[kept[len(labels) - len(p) :]]
+        ours = features[kept & (groups >= 0)]
         return terms, 100 * float(_sigmoid(ours @ (terms * CONTROLLED[: len(terms)])).mean())
 
     terms, whole = rate(groups >= -1)

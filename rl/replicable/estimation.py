@@ -81,32 +81,20 @@ def run(config: Estimation, run_dir: RunDir) -> dict[str, Any]:
     """Every width of the grid and number of samples; the theorem's own last, where asked for."""
     design = Design.draw(config.points, config.dimension, config.design_seed)
     theory = theorem(config)
-    grid = [(alpha, samples) for alpha in config.alphas for samples in _sizes(config, alpha)]
-    names = [f"alpha-{alpha}-samples-{samples}" for alpha, samples in grid]
+    asked = [(alpha, samples) for alpha in config.alphas for samples in _sizes(config, alpha)]
+    names = [f"alpha-{alpha}-samples-{samples}" for alpha, samples in asked]
+    grid = [
+        {**_resolved("alpha", alpha, theory), **_resolved("samples", samples, theory)}
+        for alpha, samples in asked
+    ]
 
     def work(index: int) -> cells.Arrays:
-        alpha, samples = grid[index]
-        return _cell(
-            config,
-            design,
-            theory["alpha"] if isinstance(alpha, str) else alpha,
-            theory["samples"] if isinstance(samples, str) else samples,
-        )
+        return _cell(config, design, grid[index]["alpha"], grid[index]["samples"])
 
     results = cells.each(run_dir, names, work, config.experiment)
-    entries = []
-    for (alpha, samples), arrays in zip(grid, results, strict=True):
-        width = theory["alpha"] if isinstance(alpha, str) else alpha
-        count = theory["samples"] if isinstance(samples, str) else samples
-        entries.append(
-            {
-                "alpha": width,
-                "alpha_from": "theory" if isinstance(alpha, str) else "config",
-                "samples": count,
-                "samples_from": "theory" if isinstance(samples, str) else "config",
-                **_entry(config, arrays),
-            }
-        )
+    entries = [
+        {**place, **_entry(config, arrays)} for place, arrays in zip(grid, results, strict=True)
+    ]
     return {
         "estimator": config.estimator,
         "cells": entries,
@@ -118,6 +106,12 @@ def run(config: Estimation, run_dir: RunDir) -> dict[str, Any]:
 
 def _sizes(config: Estimation, alpha: float | str) -> list[int | str]:
     return [*config.samples, *(["theory"] if alpha == "theory" else [])]
+
+
+def _resolved(key: str, value: float | str, theory: dict[str, Any]) -> dict[str, Any]:
+    """A value, or the theorem's, and which of the two it is."""
+    own = not isinstance(value, str)
+    return {key: value if own else theory[key], f"{key}_from": "config" if own else "theory"}
 
 
 def theorem(config: Estimation) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from reprise.rl.config import FQI, FQIMethod
+from reprise.rl.config import FQI
 from reprise.rl.replicable.agreement import (
     identities,
     identity_values,
@@ -31,7 +31,7 @@ from reprise.rollout import cartpole
 from reprise.rollout.offline import load_transitions
 from reprise.rollout.randomness import Streams
 from reprise.rollout.run import cells
-from reprise.rollout.run.intervals import crossed
+from reprise.rollout.run.intervals import crossed, share_ends
 from reprise.rollout.run.run_dir import RunDir
 from reprise.rollout.types import Transitions
 
@@ -74,6 +74,11 @@ def _arms(config: FQI) -> list[bool]:
     return [False, True] if config.baseline else [True]
 
 
+def _sizes(config: FQI) -> list[int]:
+    """Transitions of a run, for each fraction."""
+    return [max(1, round(fraction * config.data_size)) for fraction in config.fractions]
+
+
 class _Work:
     """One recording and internal seed at a time: all fractions, lambdas and arms."""
 
@@ -81,7 +86,8 @@ class _Work:
         self.config, self.run_dir = config, run_dir
         self.lambdas = np.array(_lambdas(config))
         self.streams = Streams(config.seed)
-        self.sizes = [max(1, round(part * config.data_size)) for part in config.fractions]
+        self.sizes = _sizes(config)
+        self.plain = config.method.model_copy(update={"alpha": None, "median_of": 1})
         self.at: int | None = None  # the recording whose data these are
         self.sets: list[Transitions] = []
 
@@ -157,10 +163,9 @@ class _Work:
 
     def _fit(self, data: Encoded, counts: np.ndarray, streams: Streams) -> dict[str, np.ndarray]:
         """Weights [C, L, D] of each arm."""
-        method = self.config.method
-        plain = FQIMethod.model_validate({**method.model_dump(), "alpha": None, "median_of": 1})
+        arms = {True: self.config.method, False: self.plain}
         return {
-            _key(rounded): fit(data, counts, self.lambdas, method if rounded else plain, streams)
+            _key(rounded): fit(data, counts, self.lambdas, arms[rounded], streams)
             for rounded in _arms(self.config)
         }
 
@@ -195,18 +200,11 @@ def _estimate(name: str, table: np.ndarray, share: bool = False) -> dict[str, An
     Data are the recordings where there are several, else the runs. A share is cut to [0, 1], and
     where every internal seed has the same, 0 or 1, the interval keeps Clopper and Pearson's width.
     """
-    seeds = table.shape[1]
     columns = table[0] if len(table) == 1 else table.mean(2).T  # [internal seeds, data]
     mean, half, degrees = crossed(columns)
-    low, high = mean - half, mean + half
-    if share:
-        low, high = max(0.0, low), min(1.0, high)
-        if mean == 1:
-            low = 0.025 ** (1 / seeds)
-        if mean == 0:
-            high = 1 - 0.025 ** (1 / seeds)
+    ends = share_ends(mean, half, table.shape[1]) if share else (mean - half, mean + half)
     stem = name.removesuffix("_mean")
-    return {name: mean, f"{stem}_ci95": [low, high], f"{stem}_degrees": degrees}
+    return {name: mean, f"{stem}_ci95": list(ends), f"{stem}_degrees": degrees}
 
 
 def _undefined(name: str) -> dict[str, Any]:
@@ -224,7 +222,7 @@ def _entry(
     of_seed = returns.mean(2)  # [recordings, internal seeds]
     entry: dict[str, Any] = {
         "fraction": config.fractions[place],
-        "transitions": max(1, round(config.fractions[place] * config.data_size)),
+        "transitions": _sizes(config)[place],
         "lambda": _lambdas(config)[column],
         "arm": "rounded" if rounded else "not rounded",
         "runs": config.runs,

@@ -80,12 +80,19 @@ def student_share(shares: Sequence[float] | np.ndarray) -> tuple[float, float, f
     .025^(1/n) (Clopper and Pearson's bound). Likewise at 0.
     """
     mean, half = student(shares)
-    if mean in (0.0, 1.0):
-        end = 0.025 ** (1 / len(shares))
-        return (mean, end, 1.0) if mean == 1 else (mean, 0.0, 1 - end)
-    if math.isnan(half):
+    if math.isnan(half) and mean not in (0.0, 1.0):
         return mean, math.nan, math.nan
-    return mean, max(0.0, mean - half), min(1.0, mean + half)
+    return mean, *share_ends(mean, half, len(shares))
+
+
+def share_ends(mean: float, half: float, count: int) -> tuple[float, float]:
+    """Ends of the interval of a mean of `count` shares, as `student_share` says."""
+    end = 0.025 ** (1 / count)
+    if mean == 1:
+        return end, 1.0
+    if mean == 0:
+        return 0.0, 1 - end
+    return max(0.0, mean - half), min(1.0, mean + half)
 
 
 def stratified_student(strata: Sequence[Sequence[float]]) -> tuple[float, float, float]:

@@ -8,13 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.processors import OLD
+
 ROOT = Path(__file__).parents[2]
-# Kernels of old instruction sets in torch, OpenBLAS and MKL: sums are added in another order.
-OLD = {
-    "ATEN_CPU_CAPABILITY": "default",
-    "OPENBLAS_CORETYPE": "Nehalem",
-    "MKL_CBWR": "COMPATIBLE",
-}
 # Where rounding used to decide: a response that nobody drew (skewed), a box with open directions
 # (dyadic), a mixture with a design.
 STUDY = """
