@@ -29,6 +29,7 @@ from transformers import PreTrainedModel
 
 from reprise.alignment.config import LoRA, Quantization
 from reprise.alignment.models import weights_sha256
+from reprise.rollout.errors import BadInput
 
 NAME = "default"  # of the adapter, PEFT's own
 
@@ -43,7 +44,7 @@ def attach(base: PreTrainedModel, settings: LoRA, seed: int, checkpointing: bool
         checkpointing: whether training will use activation checkpointing.
 
     Raises:
-        ValueError: no matrix of the model has a name in `settings.target_modules`.
+        BadInput: no matrix of the model has a name in `settings.target_modules`.
     """
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
@@ -68,7 +69,7 @@ def attach(base: PreTrainedModel, settings: LoRA, seed: int, checkpointing: bool
             if "target modules" not in str(error).lower():
                 raise
             names = {n.split(".")[-1] for n, m in base.named_modules() if isinstance(m, nn.Linear)}
-            raise ValueError(
+            raise BadInput(
                 f"lora.target_modules={targets!r} names no matrix of this model; it has "
                 f"{', '.join(sorted(names))}. Use some of them, or 'all-linear'"
             ) from error
@@ -219,7 +220,7 @@ def quantization_config(settings: Quantization | None) -> Mapping[str, Any]:
     """What `from_pretrained` is given for a quantized base; empty without.
 
     Raises:
-        ValueError: no bitsandbytes, or no CUDA GPU.
+        BadInput: no bitsandbytes, or no CUDA GPU.
     """
     if settings is None:
         return {}
@@ -227,7 +228,7 @@ def quantization_config(settings: Quantization | None) -> Mapping[str, Any]:
 
     if find_spec("bitsandbytes") is None or not torch.cuda.is_available():
         missing = "no CUDA GPU" if find_spec("bitsandbytes") else "bitsandbytes is not installed"
-        raise ValueError(
+        raise BadInput(
             f"lora.quantization is set, but {missing} here: QLoRA needs both a CUDA GPU and "
             "`pip install bitsandbytes`; leave lora.quantization out for plain LoRA"
         )

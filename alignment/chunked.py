@@ -29,6 +29,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from reprise.rollout.errors import BadInput
+
 TOKENS, VOCABULARY = 256, 4096  # of a tile: 4 MB of float32 logits, which stay in a cache
 # Settings of models that change the logits after the output layer, and what makes them harmless.
 AFTER_THE_HEAD = {
@@ -50,7 +52,7 @@ def scoring_head(model: nn.Module, token_ids: Tensor, mask: Tensor) -> Iterator[
         mask: 1 where the value is wanted; it is 0 elsewhere.
 
     Raises:
-        ValueError: the model has no plain output layer, or changes logits after it.
+        BadInput: the model has no plain output layer, or changes logits after it.
     """
     head = output_layer(model)
 
@@ -71,7 +73,7 @@ def output_layer(model: nn.Module) -> nn.Linear:
     """The layer that makes logits.
 
     Raises:
-        ValueError: see `scoring_head`.
+        BadInput: see `scoring_head`.
     """
     while not hasattr(model, "get_output_embeddings") and hasattr(model, "module"):
         model = model.module  # a wrapper
@@ -82,7 +84,7 @@ def output_layer(model: nn.Module) -> nn.Linear:
     ]
     if after or not isinstance(head, nn.Linear):
         reason = f"{', '.join(after)} changes its logits" if after else "it has no plain lm_head"
-        raise ValueError(
+        raise BadInput(
             f"logits='chunked' does not fit {settings.model_type}: {reason}; set logits=full"
         )
     return head

@@ -312,7 +312,7 @@ def load_prompts(
     """Read a split and encode its prompts.
 
     Raises:
-        ValueError: a prompt is empty, or too long and `on_long_prompt` is "error".
+        BadInput: a prompt is empty, or too long and `on_long_prompt` is "error".
     """
     rows = data.load_prompts(config.data, split, tokenizer)
     ids, kept = data.tokenize_prompts(

@@ -14,6 +14,7 @@ from pydantic import Field, PositiveInt, model_validator
 from reprise.alignment.rewards.config import Reward as Reward  # re-exported: one place for configs
 from reprise.alignment.training.arguments import TrainingArgumentsDict
 from reprise.alignment.training.parallelism import Parallelism
+from reprise.rollout.errors import BadInput
 from reprise.rollout.functions import PATTERN
 from reprise.rollout.run.experiment import Experiment
 from reprise.rollout.run.settings import Sampling, Settings
@@ -76,7 +77,7 @@ class FromScratch(Settings):
     @model_validator(mode="after")
     def _heads_divide_width(self) -> FromScratch:
         if self.width % (2 * self.heads):
-            raise ValueError(
+            raise BadInput(
                 f"width={self.width} must be a multiple of twice heads={self.heads}: each head "
                 "rotates pairs of features"
             )
@@ -111,7 +112,7 @@ class _Supervised(Experiment):
     def _accumulation_fills_the_batch(self) -> _Supervised:
         per_step = self.train.get("per_device_train_batch_size", 8)
         if self.batch_size % per_step:
-            raise ValueError(
+            raise BadInput(
                 f"batch_size={self.batch_size} must be a multiple of "
                 f"train.per_device_train_batch_size={per_step}, so that accumulation fills it"
             )
@@ -128,7 +129,7 @@ class SFT(_Supervised):
     @model_validator(mode="after")
     def _one_start(self) -> SFT:
         if (self.model is None) == (self.from_scratch is None):
-            raise ValueError("give either model (a start) or from_scratch (fresh weights)")
+            raise BadInput("give either model (a start) or from_scratch (fresh weights)")
         return self
 
 
@@ -146,7 +147,7 @@ class Corruptions(Settings):
     @model_validator(mode="after")
     def _some(self) -> Corruptions:
         if not any(self.model_dump().values()):
-            raise ValueError("all shares are 0: give at least one kind of corruption a share")
+            raise BadInput("all shares are 0: give at least one kind of corruption a share")
         return self
 
 
@@ -340,18 +341,18 @@ class _Alignment(Experiment):
             ("prompts_per_round", self.prompts_per_round),
         ):
             if isinstance(value, list) and len(value) != self.rounds:
-                raise ValueError(
+                raise BadInput(
                     f"{key} lists {len(value)} values for rounds={self.rounds}; give one value, "
                     "or one for each round"
                 )
         per_step = self.train.get("per_device_train_batch_size", 8)
         if self.batch_size % per_step:
-            raise ValueError(
+            raise BadInput(
                 f"batch_size={self.batch_size} must be a multiple of "
                 f"train.per_device_train_batch_size={per_step}, so that accumulation fills it"
             )
         if self.sampling.samples_per_prompt < 2:
-            raise ValueError(
+            raise BadInput(
                 "sampling.samples_per_prompt must be at least 2: a pair needs two responses"
             )
         return self
@@ -381,7 +382,7 @@ class OnPolicy(_Alignment):
     @model_validator(mode="after")
     def _design_gives_pairs(self) -> OnPolicy:
         if self.design is not None and self.sampling.samples_per_prompt != 2:
-            raise ValueError(
+            raise BadInput(
                 f"sampling.samples_per_prompt={self.sampling.samples_per_prompt}: with a design a "
                 "round consists of pairs; set it to 2"
             )

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from reprise.alignment import docstrings
 from reprise.alignment.config import Data, Docstrings
+from reprise.rollout.errors import BadInput
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -37,7 +38,7 @@ def load_prompts(
     `data.max_examples` cuts `data.split` alone, so that held-out sets keep their size.
 
     Raises:
-        ValueError: no such data set, split or column, or an empty prompt (by its row).
+        BadInput: no such data set, split or column, or an empty prompt (by its row).
     """
     rows = _load(data, split)
     reference = data.reference_column or next(
@@ -74,14 +75,14 @@ def _load(data: Data, split: str | None) -> Dataset:
     if data.max_examples is not None and split in (None, data.split):
         rows = rows.select(range(min(data.max_examples, len(rows))))
     if len(rows) == 0:
-        raise ValueError(f"data.name={data.name!r}: split {split or data.split!r} has no rows")
+        raise BadInput(f"data.name={data.name!r}: split {split or data.split!r} has no rows")
     return rows
 
 
 def _parse_slice(split: str) -> tuple[str, str | None, str | None]:
     match = re.fullmatch(r"(\w+)(?:\[(\d+%?)?:(\d+%?)?\])?", split)
     if match is None:
-        raise ValueError(
+        raise BadInput(
             f"split {split!r} is neither a name nor a slice of one: write it like test, "
             "train[:1000] or train[95%:]"
         )
@@ -99,7 +100,7 @@ def _read_docstrings(split: str, choice: Docstrings) -> Dataset:
 
     pairs = [pair for pair in docstrings.load_pairs(_say) if pair["split"] == split]
     if not pairs:
-        raise ValueError(f"data.name='docstrings' has the splits train and test, not {split!r}")
+        raise BadInput(f"data.name='docstrings' has the splits train and test, not {split!r}")
     kept = [
         pair
         for pair in pairs
@@ -136,12 +137,12 @@ def _read(name: str, split: str) -> Dataset:
         try:
             return load_dataset(kind, data_files={split: first}, split=split)
         except DatasetGenerationError as error:
-            raise ValueError(
+            raise BadInput(
                 f"data.name={name!r}: {', '.join(first)} cannot be read as {kind}: "
                 f"{error.__cause__ or error}"
             ) from error
     if path.suffix in FILE_KINDS:
-        raise ValueError(f"data.name={name!r}: there is no such file; check the path")
+        raise BadInput(f"data.name={name!r}: there is no such file; check the path")
     require_on_hub(name, "dataset", "data.name")
     splits = load_dataset(name)
     return splits[_known(split, list(splits), name)]
@@ -154,7 +155,7 @@ def _files_by_split(path: Path) -> dict[str, list[str]]:
     """One file is a split `train`; in a folder, train.jsonl or test-00000.parquet name theirs."""
     if path.is_file():
         if path.suffix not in FILE_KINDS:
-            raise ValueError(
+            raise BadInput(
                 f"data.name={str(path)!r} ends in {path.suffix!r}; files are read as "
                 f"{', '.join(FILE_KINDS)}"
             )
@@ -164,7 +165,7 @@ def _files_by_split(path: Path) -> dict[str, list[str]]:
         if file.suffix in FILE_KINDS:
             splits.setdefault(re.split(r"[-.]", file.name)[0], []).append(str(file))
     if not splits:
-        raise ValueError(
+        raise BadInput(
             f"data.name={str(path)!r} is a folder without .json, .jsonl or .parquet files; give a "
             "folder with files named after their splits, or one written by save_to_disk"
         )
@@ -173,7 +174,7 @@ def _files_by_split(path: Path) -> dict[str, list[str]]:
 
 def _known(split: str, splits: Sequence[str], name: str) -> str:
     if split not in splits:
-        raise ValueError(
+        raise BadInput(
             f"data.name={name!r} has no split {split!r}; it has {', '.join(map(str, splits))}. "
             "A slice such as train[95%:] can stand in for a held-out split"
         )
@@ -195,7 +196,7 @@ def _shape(
     wanted = {"prompt": data.prompt_column or "prompt", **columns}
     absent = sorted(set(wanted.values()) - set(rows.column_names))
     if absent:
-        raise ValueError(
+        raise BadInput(
             f"data.name={data.name!r} has no column {', '.join(map(repr, absent))}; it has "
             f"{', '.join(rows.column_names)}. Name others with data.prompt_column and "
             "data.reference_column"
@@ -206,14 +207,14 @@ def _shape(
     for index, row in enumerate(kept):
         for column in wanted.values():
             if not isinstance(row[column], str | list) or row[column] == []:
-                raise ValueError(
+                raise BadInput(
                     f"data.name={data.name!r}: row {index} has {row[column]!r} as {column!r}; "
                     "it should be text or a conversation: correct or drop the row"
                 )
     shaped = Dataset.from_list([_as_text(row, wanted, tokenizer) for row in kept])
     for index, prompt in enumerate(shaped["prompt"]):
         if not prompt.strip():
-            raise ValueError(
+            raise BadInput(
                 f"data.name={data.name!r}: the prompt of row {index} is empty; drop the row"
             )
     return shaped
@@ -262,7 +263,7 @@ def tokenize_prompts(
     the end) or is left out (drop).
 
     Raises:
-        ValueError: a prompt is empty, or too long; the message names its row.
+        BadInput: a prompt is empty, or too long; the message names its row.
     """
     out, rows = [], []
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
@@ -273,12 +274,12 @@ def tokenize_prompts(
         if ids and ids[-1] == eos and not texts[row].endswith(str(tokenizer.eos_token)):
             ids = ids[:-1]  # some tokenizers close every text
         if not ids or ids == [bos]:
-            raise ValueError(f"prompt {row} is empty: every prompt needs at least one token")
+            raise BadInput(f"prompt {row} is empty: every prompt needs at least one token")
         if len(ids) > max_tokens:
             if on_long == "drop":
                 continue
             if on_long == "error":
-                raise ValueError(
+                raise BadInput(
                     f"prompt {row} has {len(ids)} tokens, more than max_prompt_tokens="
                     f"{max_tokens}: raise it, or set on_long_prompt to truncate or drop"
                 )

@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from reprise.alignment.logprobs import batches_by_length
+from reprise.rollout.errors import BadInput
 from reprise.rollout.randomness import Streams
 
 
@@ -57,10 +58,10 @@ def projection(width: int, dimension: int, streams: Streams) -> np.ndarray:
     """A random orthonormal projection, shape (width, dimension): the algorithm's own randomness.
 
     Raises:
-        ValueError: more dimensions than the model has.
+        BadInput: more dimensions than the model has.
     """
     if dimension > width:
-        raise ValueError(
+        raise BadInput(
             f"dimension={dimension} exceeds the {width} hidden features of the model; lower it"
         )
     drawn = streams.internal("feature projection", 0).normal(size=(width, dimension))

@@ -27,6 +27,7 @@ from reprise.alignment.config import HybridDesign
 from reprise.alignment.features import bounded, hidden_features, projection
 from reprise.alignment.theory.design import preferential_design
 from reprise.rollout.draws import binomial, categorical
+from reprise.rollout.errors import BadInput
 from reprise.rollout.files import write_bytes
 from reprise.rollout.run.run_dir import RunDir
 
@@ -112,7 +113,7 @@ def designed_pairs(
     """Make the design, or read it back: then `initial` may be None.
 
     Raises:
-        ValueError: fewer prompts than asked for, or features that do not span.
+        BadInput: fewer prompts than asked for, or features that do not span.
     """
     file = run_dir.path / FILE
     if run_dir.is_main and not file.exists():
@@ -136,7 +137,7 @@ def _make(
     run_dir: RunDir,
 ) -> DesignedPairs:
     if settings.prompts > len(prompts):
-        raise ValueError(
+        raise BadInput(
             f"design.prompts={settings.prompts} exceeds the {len(prompts)} prompts of the data; "
             "lower it, or use more data"
         )
@@ -168,7 +169,7 @@ def _make(
             features.reshape(len(rows), count, settings.dimension), settings.tolerance
         )
     except ValueError as error:
-        raise ValueError(
+        raise BadInput(
             f"design: {error}; or lower design.dimension={settings.dimension}, or raise "
             "design.prompts and design.candidates"
         ) from error

@@ -30,6 +30,7 @@ from transformers import (
 from transformers.utils import logging
 
 from reprise.alignment.config import FromScratch
+from reprise.rollout.errors import BadInput
 from reprise.rollout.weights import (
     weights_sha256 as weights_sha256,  # the models' identity: used with them
 )
@@ -58,14 +59,14 @@ def resolve_model(name: str, key: str = "model") -> str:
     the name of a model on the Hugging Face Hub.
 
     Raises:
-        ValueError: none of these; the message starts with the config key.
+        BadInput: none of these; the message starts with the config key.
     """
     folder = Path(name)
     for candidate in (folder / "checkpoints" / "final", folder):
         if (candidate / "config.json").is_file() or (candidate / "adapter_config.json").is_file():
             return str(candidate)
     if folder.is_dir():
-        raise ValueError(
+        raise BadInput(
             f"{key}={name!r} is a folder with neither checkpoints/final nor config.json: name a "
             "finished run (finish this one with `reprise resume`) or a save_pretrained folder"
         )
@@ -79,30 +80,30 @@ def require_on_hub(name: str, kind: str, key: str) -> None:
     `kind` is "model" or "dataset". Without this check a missing name costs a minute of retries.
 
     Raises:
-        ValueError: malformed, unknown, gated, or out of reach without a network.
+        BadInput: malformed, unknown, gated, or out of reach without a network.
     """
     import huggingface_hub as hub
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     start = f"{key}={name!r} is neither a folder here nor "
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ValueError(f"{start}a Hub name (owner/name): check the path")
+        raise BadInput(f"{start}a Hub name (owner/name): check the path")
     pattern = ["config.json"] if kind == "model" else None
     try:
         hub.snapshot_download(name, repo_type=kind, local_files_only=True, allow_patterns=pattern)
         return
     except HFValidationError as error:
-        raise ValueError(f"{start}a Hub name (owner/name): check the path") from error
+        raise BadInput(f"{start}a Hub name (owner/name): check the path") from error
     except LocalEntryNotFoundError:
         pass
     remedy = f"give a local folder, or fetch it first with `hf download {name} --repo-type {kind}`"
     if hub.constants.HF_HUB_OFFLINE:
-        raise ValueError(f"{start}in the local Hub cache, and HF_HUB_OFFLINE is set: {remedy}")
+        raise BadInput(f"{start}in the local Hub cache, and HF_HUB_OFFLINE is set: {remedy}")
     try:
         hub.HfApi().repo_info(name, repo_type=kind, timeout=5)
     except Exception as error:  # the HTTP library's own classes change from version to version
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise ValueError(f"{start}to be had from the Hub ({reason}): {remedy}") from error
+        raise BadInput(f"{start}to be had from the Hub ({reason}): {remedy}") from error
 
 
 def load_tokenizer(
@@ -113,18 +114,18 @@ def load_tokenizer(
     `revision` is the commit of a Hub repository; null is its newest.
 
     Raises:
-        ValueError: no EOS, or no PAD distinct from EOS (padding would hide the end of a text).
+        BadInput: no EOS, or no PAD distinct from EOS (padding would hide the end of a text).
     """
     folder = resolve_model(name, key)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision)
     except (OSError, ValueError) as error:
-        raise ValueError(
+        raise BadInput(
             f"{key}={name!r}: no tokenizer can be loaded from {folder} "
             f"({_first_line(error)}); save one there with `save_pretrained`"
         ) from error
     if tokenizer.eos_token_id is None:
-        raise ValueError(f"{key}={name!r}: its tokenizer has no EOS token; completions need one")
+        raise BadInput(f"{key}={name!r}: its tokenizer has no EOS token; completions need one")
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
         candidates = [
             token
@@ -132,7 +133,7 @@ def load_tokenizer(
             if token is not None and token != tokenizer.eos_token and token in tokenizer.get_vocab()
         ]
         if not candidates:
-            raise ValueError(
+            raise BadInput(
                 f"{key}={name!r}: its tokenizer has no PAD token distinct from EOS; set "
                 "`pad_token` to a token that never occurs in text and save the tokenizer again"
             )
@@ -176,19 +177,19 @@ def load_reward_model(
         revision: the commit of the repository.
 
     Raises:
-        ValueError: more than one output, weights missing or left over, no such model, or code to
+        BadInput: more than one output, weights missing or left over, no such model, or code to
             be run from a Hub repository that is not pinned to a commit.
     """
     folder = resolve_model(name, key)
     if trust_remote_code and revision is None and not Path(folder).is_dir():
-        raise ValueError(
+        raise BadInput(
             f"{key}={name!r} with trust_remote_code=true runs code from the Hub, but no revision "
             "pins it: read that code, then set `revision` to its commit (40 hexadecimal digits)"
         )
     remote = {"trust_remote_code": trust_remote_code, "revision": revision}
     outputs = AutoConfig.from_pretrained(folder, **remote).num_labels
     if one_logit and outputs != 1:
-        raise ValueError(
+        raise BadInput(
             f"{key}={name!r} has {outputs} outputs; a reward model has one (num_labels=1). Train "
             "one with `experiment: alignment.reward_training`, or choose another model"
         )
@@ -211,7 +212,7 @@ def _load_strictly(
             **{"trust_remote_code": False, **extra},
         )
     except (OSError, ImportError, SafetensorError) as error:
-        raise ValueError(
+        raise BadInput(
             f"{key}={name!r} cannot be loaded ({_first_line(error)}): it should be whole, in "
             f"safetensors, and able to run with attention={attention!r} here"
         ) from error
@@ -234,7 +235,7 @@ def _refuse_mismatch(info: Mapping[str, Any], what: str) -> None:
         if info.get(field)
     ]
     if problems:
-        raise ValueError(
+        raise BadInput(
             f"{what}: its weights do not fit the model: {'; '.join(problems)}. Every weight must "
             "be present and none left over; use a complete checkpoint of this very architecture"
         )
@@ -355,7 +356,7 @@ def load_weights_strictly(model: torch.nn.Module, folder: str | os.PathLike[str]
     copied with `strict=True`. A PEFT model takes its adapter from the folder.
 
     Raises:
-        ValueError: a weight is missing, left over, or of another shape.
+        BadInput: a weight is missing, left over, or of another shape.
     """
     if hasattr(model, "peft_config"):
         return _load_adapter_strictly(model, folder)

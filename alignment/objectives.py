@@ -39,6 +39,7 @@ from reprise.alignment.calibration import (
     calibration_factor as calibration_factor,  # RDRC's, re-exported
 )
 from reprise.alignment.config import DPO, PDFR, RDRC, REBEL, Custom
+from reprise.rollout.errors import BadInput
 from reprise.rollout.functions import load_function
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -88,7 +89,7 @@ def loss_function(objective: str) -> Loss:
     """The loss of an objective by its config name, or a user's by its import path.
 
     Raises:
-        ValueError: there is no such function, or it does not take y and z.
+        BadInput: there is no such function, or it does not take y and z.
     """
     if objective in LOSSES:
         return LOSSES[objective][0]
@@ -96,7 +97,7 @@ def loss_function(objective: str) -> Loss:
     try:
         inspect.signature(function).bind(None, None)
     except TypeError as error:
-        raise ValueError(
+        raise BadInput(
             f"objective.function={objective!r} does not take two arguments ({error}); define it as "
             "f(y, z) -> losses, one for each pair"
         ) from error
@@ -140,7 +141,7 @@ def pair_losses(
     y = implicit_reward_difference(logprobs, reference_logprobs, gamma)
     each = loss_function(objective)(y, target)
     if each.shape != y.shape:
-        raise ValueError(
+        raise BadInput(
             f"objective.function={objective!r} returned shape {list(each.shape)} for "
             f"{list(y.shape)}; return a loss for each pair"
         )

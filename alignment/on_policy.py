@@ -49,6 +49,7 @@ from reprise.alignment.training.update import (
     update,
 )
 from reprise.rollout import files
+from reprise.rollout.errors import BadInput
 from reprise.rollout.generate import check_prompts
 from reprise.rollout.randomness import Streams
 from reprise.rollout.run import interruption
@@ -270,7 +271,7 @@ class _Loop:
         rewards = self._held_out_samples(0).rewards
         mean, deviation = float(rewards.mean()), float(rewards.std())
         if deviation == 0:
-            raise ValueError(
+            raise BadInput(
                 f"reward.standardize=true, but {self.config.reward.title} gives all of the initial "
                 f"policy's samples the reward {mean:g}; train the reward model, or choose another"
             )
@@ -295,17 +296,17 @@ class _Loop:
         available = len(self.train_prompts)
         sizes = [self.config.prompts_in_round(k) or available for k in range(self.config.rounds)]
         if max(sizes) > available:
-            raise ValueError(
+            raise BadInput(
                 f"prompts_per_round={max(sizes)} exceeds the {available} prompts of "
                 f"data.name={self.config.data.name!r}; lower it, or use more data"
             )
         if min(sizes) < self.config.batch_size:
-            raise ValueError(
+            raise BadInput(
                 f"batch_size={self.config.batch_size} exceeds the {min(sizes)} pairs of a round; "
                 "lower batch_size or raise prompts_per_round"
             )
         if self.config.evaluation.prompts > len(self.held_out):
-            raise ValueError(
+            raise BadInput(
                 f"evaluation.prompts={self.config.evaluation.prompts} exceeds the "
                 f"{len(self.held_out)} prompts of evaluation.split="
                 f"{self.config.evaluation.split!r}; lower it, or use a larger split"
@@ -315,13 +316,13 @@ class _Loop:
     def _check_replay(self, replay: str, index: int, initial: PreTrainedModel) -> None:
         store = RoundStore(Path(replay) / "rounds")
         if index not in store.rounds():
-            raise ValueError(
+            raise BadInput(
                 f"replay={replay!r}, replay_round={index}: no such finished round; finished ones "
                 f"there: {store.rounds() or 'none'}. Name a run directory that holds the round"
             )
         drawn_by, ours = store.manifest(index)["policy"], adapters.identity(initial)
         if drawn_by != ours:
-            raise ValueError(
+            raise BadInput(
                 f"replay={replay!r}, replay_round={index}: drawn by a policy with weights "
                 f"{drawn_by[:12]}, while policy={self.config.policy!r} has {ours[:12]}; name the "
                 "policy that drew it"

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from reprise.rollout.errors import BadInput
 from reprise.rollout.run.experiment import Experiment
 from reprise.rollout.run.settings import Settings
 
@@ -42,12 +43,12 @@ class RegressionData(Settings):
     def _a_known_name_or_a_file_with_its_target(self) -> RegressionData:
         is_file = self.name.lower().endswith(".csv")
         if not is_file and self.name not in REGRESSION_DATA:
-            raise ValueError(
+            raise BadInput(
                 f"name={self.name!r}: should be one of {', '.join(REGRESSION_DATA)}, or the path "
                 "of a .csv file"
             )
         if is_file != (self.target is not None):
-            raise ValueError(
+            raise BadInput(
                 f"name={self.name!r}, target={self.target!r}: a CSV file needs a target, the "
                 "column to predict; the other data sets have theirs"
             )
@@ -106,9 +107,9 @@ class DistillRegression(Experiment):
     @model_validator(mode="after")
     def _the_lower_bound_is_shown_without_intercept(self) -> DistillRegression:
         if self.study == "lower_bound" and self.intercept:
-            raise ValueError("study=lower_bound with intercept=true: set intercept to false")
+            raise BadInput("study=lower_bound with intercept=true: set intercept to false")
         if self.study == "lower_bound" and not self.routes[0].startswith("sampled"):
-            raise ValueError(
+            raise BadInput(
                 f"study=lower_bound with routes={self.routes}: the first has to be sampled or "
                 "sampled_gauss_newton, which see nothing but losses"
             )
@@ -257,9 +258,9 @@ class DistillOfflineRL(Experiment):
         for key in ("data", "data_seeds"):
             given = getattr(self, key)
             if len(set(given)) < len(given):
-                raise ValueError(f"{key}={given}: each may be given once; remove the repeated")
+                raise BadInput(f"{key}={given}: each may be given once; remove the repeated")
         if self.distillation.match == "backups" and self.distillation.loss == "squared":
-            raise ValueError(
+            raise BadInput(
                 "distillation.loss=squared with distillation.match=backups: it says how Bellman "
                 "losses differ; set distillation.match to losses, or remove distillation.loss"
             )

@@ -24,6 +24,7 @@ import numpy as np
 from reprise.rollout import cartpole
 from reprise.rollout.collect import Policy, collect_transitions
 from reprise.rollout.environments.portable import make_portable
+from reprise.rollout.errors import BadInput
 from reprise.rollout.files import atomic_directory
 from reprise.rollout.randomness import Streams
 from reprise.rollout.store import RoundStore
@@ -40,11 +41,11 @@ def training_set(environment: str, kind: str, size: int, seed: int) -> Transitio
     """`size` transitions of one kind; the same bits for the same arguments.
 
     Raises:
-        ValueError: no such kind, a replay too short for `size`, a set without ends, or a published
+        BadInput: no such kind, a replay too short for `size`, a set without ends, or a published
             set that comes out otherwise on this machine.
     """
     if kind not in KINDS:
-        raise ValueError(f"data={kind!r}: the kinds are {', '.join(KINDS)}")
+        raise BadInput(f"data={kind!r}: the kinds are {', '.join(KINDS)}")
     path = cartpole.cache_folder() / f"distill-portable-{environment}-{kind}-{size}-seed-{seed}"
     if not (path / "rounds").is_dir():
         data = _make(environment, kind, size, Streams(seed))
@@ -52,7 +53,7 @@ def training_set(environment: str, kind: str, size: int, seed: int) -> Transitio
         if published is not None:
             cartpole.verify(data, published, f"the {kind} data of {environment}, seed {seed}")
         if not data.terminated.any():
-            raise ValueError(
+            raise BadInput(
                 f"data={kind!r}: none of {size} transitions of {environment} terminates (a random "
                 "policy does not reach MountainCar's goal); take replay or mixed, or more"
             )
@@ -82,7 +83,7 @@ def _make(environment: str, kind: str, size: int, streams: Streams) -> Transitio
     if kind == "replay" and environment == "CartPole-v1":
         data = cartpole.replay(seed=streams.seed)
         if len(data) < size:
-            raise ValueError(f"data_size={size}: the replay has {len(data)} transitions")
+            raise BadInput(f"data_size={size}: the replay has {len(data)} transitions")
         rows = streams.data("rows", kind).permutation(len(data))[:size]
         return data.take(np.sort(rows))
     if kind == "replay":

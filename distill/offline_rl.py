@@ -27,6 +27,7 @@ import torch
 
 from reprise.distill.banks import Bank, Draw
 from reprise.distill.predictors import Batch
+from reprise.rollout.errors import BadInput
 from reprise.rollout.types import Transitions
 
 
@@ -34,27 +35,27 @@ def check(data: Transitions, size: int, ends: int, actions: int) -> None:
     """Refuse what cannot be distilled.
 
     Raises:
-        ValueError: continuous actions, rewards that are not finite, no terminated transitions or
+        BadInput: continuous actions, rewards that are not finite, no terminated transitions or
             no others, or too few of either for the size.
     """
     if not np.issubdtype(data.actions.dtype, np.integer) or data.actions.ndim != 1:
-        raise ValueError(
+        raise BadInput(
             f"actions: of type {data.actions.dtype} and shape {data.actions.shape}; the maximum "
             "over actions is taken by listing them, so they must be integers [N]"
         )
     if data.actions.min() < 0 or data.actions.max() >= actions:
-        raise ValueError(f"actions: {np.unique(data.actions)[:9]} are not all in 0..{actions - 1}")
+        raise BadInput(f"actions: {np.unique(data.actions)[:9]} are not all in 0..{actions - 1}")
     if not np.isfinite(data.rewards).all():
         row = int(np.argmin(np.isfinite(data.rewards)))
-        raise ValueError(f"rewards: row {row} is {data.rewards[row]}; remove or repair that row")
+        raise BadInput(f"rewards: row {row} is {data.rewards[row]}; remove or repair that row")
     there = int(data.terminated.sum())
     if there == 0:
-        raise ValueError(
+        raise BadInput(
             "terminated: no terminal transition in the data; their loss is matched apart from the "
             "others', so collect until some episode terminates"
         )
     if not 0 < ends <= there or not 0 < size - ends <= len(data) - there:
-        raise ValueError(
+        raise BadInput(
             f"size={size} with {ends} terminated: the data have {there} terminated and "
             f"{len(data) - there} other transitions, and each kind needs at least one point"
         )

@@ -32,6 +32,7 @@ from reprise.distill.offline_rl import (
 from reprise.distill.offline_rl_sets import Source, TrainingSet, training_sets
 from reprise.distill.predictors import Batch, Networks
 from reprise.rollout.environments.base import make
+from reprise.rollout.errors import BadInput
 from reprise.rollout.randomness import Streams
 from reprise.rollout.run import cells
 from reprise.rollout.run.run_dir import RunDir
@@ -72,7 +73,7 @@ class Work:
             for size in config.sizes:
                 check(source.data, size, self.ends(one, size), self.actions)
             if len(source.data) <= largest:
-                raise ValueError(
+                raise BadInput(
                     f"sizes={config.sizes}: {one.name} has {len(source.data)} transitions; take "
                     "smaller sizes, or a larger data_size"
                 )

@@ -20,12 +20,13 @@ from pydantic import ValidationError
 
 from reprise.launch import strict_yaml
 from reprise.launch.problems import explain, shown
+from reprise.rollout.errors import BadInput
 from reprise.rollout.run.remote import secrets_in
 from reprise.rollout.run.settings import Settings
 from reprise.rollout.run.trackers import Report
 
 
-class ConfigError(ValueError):
+class ConfigError(BadInput):
     """Bad input. Its text is the full message, every problem included."""
 
 

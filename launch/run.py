@@ -19,7 +19,6 @@ from typing import Any
 
 from reprise.alignment.calibration import calibration_warnings
 from reprise.launch import processes
-from reprise.launch.cli.ending import is_bad_input
 from reprise.launch.config import (
     EXPERIMENTS,
     ConfigError,
@@ -33,6 +32,7 @@ from reprise.launch.config import (
     to_yaml,
 )
 from reprise.launch.provenance import provenance, starts, unlike
+from reprise.rollout.errors import BadInput
 from reprise.rollout.files import is_leftover, remove_leftovers, write_json, write_text
 from reprise.rollout.run.remote import redact
 from reprise.rollout.run.run_dir import RunDir
@@ -328,10 +328,10 @@ def _work(
         publisher = Publisher(path, report, run_dir.say)
     try:
         summary = EXPERIMENTS[settings.experiment].run_function()(settings, run_dir)
-    except ValueError as error:
+    except BadInput:
         # A config that is refused before any work is done does not keep the directory, so that
         # the corrected one may have it.
-        if rank == 0 and is_bad_input(error) and set(os.listdir(path)) <= _OURS:
+        if rank == 0 and set(os.listdir(path)) <= _OURS:
             (path / "config.yaml").unlink()
             (path / "provenance.json").unlink()
         raise

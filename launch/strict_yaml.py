@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from reprise.rollout.errors import BadInput
+
 _CORE = {
     "tag:yaml.org,2002:null": (r"^(?:~|null|Null|NULL|)$", "~nN\0"),
     "tag:yaml.org,2002:bool": (r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
@@ -57,14 +59,14 @@ def read(text: str) -> Any:
     """Parse one YAML document.
 
     Raises:
-        ValueError: it is not YAML; says the line and column and what is wrong there.
+        BadInput: it is not YAML; says the line and column and what is wrong there.
     """
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise ValueError(where + (getattr(error, "problem", None) or str(error))) from error
+        raise BadInput(where + (getattr(error, "problem", None) or str(error))) from error
 
 
 def write(value: Any) -> str:

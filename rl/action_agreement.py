@@ -34,6 +34,8 @@ from typing import Any
 
 import numpy as np
 
+from reprise.rollout.errors import BadInput
+
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -102,16 +104,16 @@ def summarize(q: np.ndarray, taken: np.ndarray | None = None) -> dict[str, Any]:
         taken: actions in the data, [M], if they are from the same action set.
 
     Raises:
-        ValueError: fewer than two runs, no observations, or values that are not finite.
+        BadInput: fewer than two runs, no observations, or values that are not finite.
     """
     runs, observations, count = q.shape
     if runs < 2:
-        raise ValueError(f"{runs} run: agreement is between two or more")
+        raise BadInput(f"{runs} run: agreement is between two or more")
     if observations < 1:
-        raise ValueError("no observations to compare the runs on")
+        raise BadInput("no observations to compare the runs on")
     if not np.isfinite(q).all():
         bad = [i for i in range(runs) if not np.isfinite(q[i]).all()]
-        raise ValueError(f"Q-values of run {bad[0]} are not finite: it has diverged; leave it out")
+        raise BadInput(f"Q-values of run {bad[0]} are not finite: it has diverged; leave it out")
     actions = greedy_actions(q)
     matrix = pairwise_agreement(actions)
     each = pairs(matrix)

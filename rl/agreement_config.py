@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from reprise.rollout.errors import BadInput
 from reprise.rollout.run.experiment import Experiment
 from reprise.rollout.run.settings import Settings
 
@@ -49,7 +50,7 @@ class Collect(Experiment):
     @model_validator(mode="after")
     def _one_amount(self) -> Collect:
         if (self.episodes is None) == (self.observations is None):
-            raise ValueError(
+            raise BadInput(
                 f"episodes={self.episodes} and observations={self.observations}: exactly one of "
                 "the two says how much to record; set the other to null"
             )
@@ -91,7 +92,7 @@ class FigureTwo(Experiment):
     def _every_run_has_its_place(self) -> FigureTwo:
         fields = {name for _, name, _, _ in string.Formatter().parse(self.runs) if name is not None}
         if fields != {"game", "variant", "seed"}:
-            raise ValueError(
+            raise BadInput(
                 f"runs={self.runs!r} must hold {{game}}, {{variant}} and {{seed}}, and nothing "
                 "else in braces: each run has a directory of its own"
             )

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from reprise.rollout.errors import BadInput
 from reprise.rollout.files import write_json
 
 if TYPE_CHECKING:
@@ -196,11 +197,11 @@ def decide_precision(config: PQN, network: QNetwork, run_dir: RunDir, workers: W
     """The precision of the convolutions; measured once for a run, and the same when it resumes.
 
     Raises:
-        ValueError: bfloat16 for vectors.
+        BadInput: bfloat16 for vectors.
     """
     if not network.images:
         if config.precision == "bfloat16":
-            raise ValueError(
+            raise BadInput(
                 f"precision=bfloat16: the observations of {config.environment} are vectors, whose "
                 "network is float32; use auto or float32"
             )

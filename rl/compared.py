@@ -19,6 +19,7 @@ import numpy as np
 
 from reprise.rl.finished_runs import FinishedRun
 from reprise.rl.play import standard_error
+from reprise.rollout.errors import BadInput
 from reprise.rollout.run.intervals import bootstrap, interquartile_mean, mean_of
 from reprise.rollout.run.run_dir import metrics_of
 
@@ -57,14 +58,14 @@ def at_step(runs: Sequence[FinishedRun], step: int) -> dict[int, float]:
     """Mean return of the last 100 training episodes at a step, by seed.
 
     Raises:
-        ValueError: a run has no such step.
+        BadInput: a run has no such step.
     """
     found = {}
     for run in runs:
         steps = {one["step"]: one["mean_return"] for one in metrics_of(run.path)}
         if step not in steps:
             near = min(steps, key=lambda one: abs(one - step), default=None)
-            raise ValueError(
+            raise BadInput(
                 f"checkpoints: {step}, but {run.path} has no metrics of that step; the nearest is "
                 f"{near}: name that"
             )

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from reprise.rollout.errors import BadInput
 from reprise.rollout.run.experiment import Experiment
 from reprise.rollout.run.settings import EnvironmentSettings, Settings
 
@@ -87,9 +88,9 @@ class FQIMethod(Settings):
     @model_validator(mode="after")
     def _possible(self) -> FQIMethod:
         if self.average > self.backups:
-            raise ValueError(f"average={self.average} must be at most backups={self.backups}")
+            raise BadInput(f"average={self.average} must be at most backups={self.backups}")
         if self.median_of % 2 == 0:
-            raise ValueError(
+            raise BadInput(
                 f"median_of={self.median_of} must be odd: the median of an even number of "
                 "midpoints may lie between two of them"
             )
@@ -131,17 +132,17 @@ class FQI(Replicable):
     def _only_recordings_are_many_and_act_anew(self) -> FQI:
         if self.data != "dqn-replay":
             if self.protocol == "fresh":
-                raise ValueError(
+                raise BadInput(
                     f"protocol=fresh with data={self.data!r}: only 'dqn-replay' has the learner's "
                     "snapshots that can act anew; use protocol=resample for independent draws"
                 )
             if len(self.recordings) > 1:
-                raise ValueError(
+                raise BadInput(
                     f"recordings={self.recordings} with data={self.data!r}: that is one set; leave "
                     "recordings out, or use data=dqn-replay"
                 )
         if len(set(self.recordings)) < len(self.recordings):
-            raise ValueError(f"recordings={self.recordings} names one twice; list each once")
+            raise BadInput(f"recordings={self.recordings} names one twice; list each once")
         return self
 
 
@@ -174,7 +175,7 @@ class Theory(Settings):
     @model_validator(mode="after")
     def _room(self) -> Theory:
         if self.rho <= 2 * self.delta:
-            raise ValueError(
+            raise BadInput(
                 f"rho={self.rho} must exceed 2 delta = {2 * self.delta}: either of two runs may "
                 "fail with probability delta"
             )
@@ -208,7 +209,7 @@ class Estimation(Replicable):
     @model_validator(mode="after")
     def _pairs(self) -> Estimation:
         if self.runs < 2:
-            raise ValueError(f"runs={self.runs}: agreement is between two or more; set runs >= 2")
+            raise BadInput(f"runs={self.runs}: agreement is between two or more; set runs >= 2")
         return self
 
 
@@ -296,7 +297,7 @@ class Quantization(Settings):
     @model_validator(mode="after")
     def _room(self) -> Quantization:
         if self.step is not None and self.range < self.step:
-            raise ValueError(
+            raise BadInput(
                 f"range={self.range} is less than step={self.step}: the grid would be only 0; "
                 "raise quantization.range to the largest return expected, or lower the step"
             )
@@ -370,12 +371,12 @@ class PQN(Experiment):
     def _whole_batches(self) -> PQN:
         product = f"copies={self.copies} x steps={self.steps} = {self.batch}"
         if self.batch % self.minibatches:
-            raise ValueError(
+            raise BadInput(
                 f"minibatches={self.minibatches} must divide the batch, {product}; "
                 "change one of the three"
             )
         if self.total_steps < self.batch:
-            raise ValueError(
+            raise BadInput(
                 f"total_steps={self.total_steps} is less than one batch, {product}; "
                 "raise it, or lower copies or steps"
             )

@@ -30,6 +30,7 @@ from reprise.rl.finished_runs import (
 )
 from reprise.rl.human_scores import human_normalized
 from reprise.rl.replicable.figures import draw_figure_two
+from reprise.rollout.errors import BadInput
 from reprise.rollout.files import write_json, write_text
 from reprise.rollout.minari_atari import HeldOut
 from reprise.rollout.run.intervals import student_half
@@ -97,7 +98,7 @@ def _find(
             found[game][variant] = [load_finished(path) for path in there]
             missing[game, variant] = [str(path) for path in paths if path not in there]
     if not any(runs for of_game in found.values() for runs in of_game.values()):
-        raise ValueError(
+        raise BadInput(
             f"runs={config.runs!r}: not one of these runs is finished, the first would be "
             f"{next(iter(missing.values()))[0]}; make them with `reprise run CONFIG --out DIR`, or "
             "say where they are"
@@ -109,7 +110,7 @@ def _check(config: FigureTwo, game: str, runs: list[FinishedRun]) -> None:
     wanted = config.games[game].environment
     for each in runs:
         if each.of.environment != wanted:
-            raise ValueError(
+            raise BadInput(
                 f"{each.path}: plays {each.of.environment}, but games.{game}.environment is "
                 f"{wanted}; correct the one or the pattern of runs"
             )

@@ -17,6 +17,7 @@ import numpy as np
 
 from reprise.rl.action_agreement import gap_summary, summarize
 from reprise.rl.networks import Metadata, QNetwork, load_policy
+from reprise.rollout.errors import BadInput
 from reprise.rollout.minari_atari import HeldOut, held_out
 
 BATCH = 256
@@ -36,18 +37,16 @@ def load_finished(path: Path) -> FinishedRun:
     """The run in `path`.
 
     Raises:
-        ValueError: no run, not a finished one, or not of a Q-network.
+        BadInput: no run, not a finished one, or not of a Q-network.
     """
     file = path / "summary.json"
     if not file.is_file():
         if (path / "config.yaml").is_file():
-            raise ValueError(f"{path}: an unfinished run; `reprise resume {path}` finishes it")
-        raise ValueError(
-            f"{path}: no run is there (no config.yaml); give run directories of rl.pqn"
-        )
+            raise BadInput(f"{path}: an unfinished run; `reprise resume {path}` finishes it")
+        raise BadInput(f"{path}: no run is there (no config.yaml); give run directories of rl.pqn")
     summary = json.loads(file.read_text(encoding="utf-8"))
     if summary["experiment"] != "rl.pqn":
-        raise ValueError(
+        raise BadInput(
             f"{path}: a run of {summary['experiment']}, which leaves no Q-network; give runs of "
             "rl.pqn"
         )
@@ -58,10 +57,10 @@ def load_together(paths: Sequence[Path]) -> list[FinishedRun]:
     """Runs that can be compared: at least two, distinct, of one game and one action set.
 
     Raises:
-        ValueError: they cannot.
+        BadInput: they cannot.
     """
     if len(paths) < 2:
-        raise ValueError(
+        raise BadInput(
             f"{len(paths)} run ({', '.join(map(str, paths))}): agreement is between two or more; "
             "give more run directories"
         )
@@ -70,7 +69,7 @@ def load_together(paths: Sequence[Path]) -> list[FinishedRun]:
         twice = next(
             path for path, place in zip(paths, places, strict=True) if places.count(place) > 1
         )
-        raise ValueError(f"{twice}: given twice; a run agrees with itself, give each once")
+        raise BadInput(f"{twice}: given twice; a run agrees with itself, give each once")
     runs = [load_finished(path) for path in paths]
     check_together(runs)
     return runs
@@ -80,20 +79,20 @@ def check_together(runs: Sequence[FinishedRun]) -> None:
     """Check that runs are of one game and one action set.
 
     Raises:
-        ValueError: they are not.
+        BadInput: they are not.
     """
     first = runs[0]
     for run in runs[1:]:
         for key in ("environment", "actions", "observation_shape"):
             ours, theirs = getattr(first.of, key), getattr(run.of, key)
             if ours != theirs:
-                raise ValueError(
+                raise BadInput(
                     f"{run.path}: {key} is {theirs}, but {first.path} has {ours}; only runs of one "
                     "game and one action set have actions to compare"
                 )
         skips = [each.of.environment_settings["frame_skip"] for each in (first, run)]
         if skips[0] != skips[1]:
-            raise ValueError(
+            raise BadInput(
                 f"{run.path}: frame_skip is {skips[1]}, but {first.path} has {skips[0]}; their "
                 "observations are not of the same kind"
             )
@@ -103,14 +102,14 @@ def observations_for(runs: Sequence[FinishedRun], source: str, count: int | None
     """Held-out observations of what `runs` play; see `rollout.minari_atari`.
 
     Raises:
-        ValueError: there are none, or of another game or kind.
+        BadInput: there are none, or of another game or kind.
     """
     of = runs[0].of
     data = held_out(
         source, of.environment, of.actions, of.environment_settings["frame_skip"], count
     )
     if list(data.observations.shape[1:]) != list(of.observation_shape):
-        raise ValueError(
+        raise BadInput(
             f"data={source!r}: observations of shape {list(data.observations.shape[1:])}, but "
             f"{of.environment} has {list(of.observation_shape)}; give data of that environment"
         )

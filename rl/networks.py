@@ -29,6 +29,7 @@ from torch import nn
 
 from reprise.rl.config import Quantization
 from reprise.rl.quantize import Quantizer
+from reprise.rollout.errors import BadInput
 from reprise.rollout.files import write_json
 
 
@@ -79,7 +80,7 @@ class QNetwork(nn.Module):
         if self.images:
             channels, height, width = observation_shape
             if min(height, width) < 36 or height % 4 or width % 4:
-                raise ValueError(
+                raise BadInput(
                     f"observation_shape={list(observation_shape)}: height and width must be "
                     "multiples of 4 and at least 36 for the three convolutions"
                 )
@@ -157,10 +158,10 @@ def greedy(network: QNetwork, observations: np.ndarray) -> tuple[np.ndarray, np.
         Actions int64 [B] (of equal values the lowest) and rounded Q-values float32 [B, A].
 
     Raises:
-        ValueError: observations of another shape.
+        BadInput: observations of another shape.
     """
     if observations.shape[1:] != network.observation_shape:
-        raise ValueError(
+        raise BadInput(
             f"observations: shape {list(observations.shape[1:])}; this policy is of "
             f"{list(network.observation_shape)}. Preprocess them as the environment does"
         )
@@ -192,7 +193,7 @@ def load_weights(network: QNetwork, folder: Path) -> None:
     """Read ``model.safetensors`` into `network`; nothing missing, nothing over.
 
     Raises:
-        ValueError: they are of another network, such as one for another number of actions.
+        BadInput: they are of another network, such as one for another number of actions.
     """
     from safetensors.torch import load_file
 
@@ -203,12 +204,12 @@ def load_weights(network: QNetwork, folder: Path) -> None:
     if found != wanted:
         names = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
         if names == ["head.weight", "head.bias"]:
-            raise ValueError(
+            raise BadInput(
                 f"{file}: a policy with {found['head.bias'][0]} actions, but {network.actions} "
                 "are needed; is it of another game, or of another full_action_space?"
             )
         name = names[0]
-        raise ValueError(
+        raise BadInput(
             f"{file}: {name} has shape {found.get(name, 'none')}, needed is "
             f"{wanted.get(name, 'none')} ({len(names)} of {len(wanted)} tensors differ); "
             "these are the weights of another network"
@@ -223,7 +224,7 @@ def load_policy(path: str | os.PathLike[str]) -> tuple[QNetwork, Metadata]:
         path: a run directory (its ``checkpoints/final``), or a folder that `save_policy` wrote.
 
     Raises:
-        ValueError: there is none, or its weights do not fit its metadata.
+        BadInput: there is none, or its weights do not fit its metadata.
     """
     path = Path(path)
     folder = next(
@@ -232,7 +233,7 @@ def load_policy(path: str | os.PathLike[str]) -> tuple[QNetwork, Metadata]:
     )
     if folder is None:
         hint = "; that run is not finished" if (path / "config.yaml").is_file() else ""
-        raise ValueError(
+        raise BadInput(
             f"{path} holds no policy: neither network.json nor checkpoints/final/network.json{hint}"
         )
     metadata = Metadata(**json.loads((folder / "network.json").read_text(encoding="utf-8")))

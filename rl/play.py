@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reprise.rl.human_scores import human_normalized
+from reprise.rollout.errors import BadInput
 from reprise.rollout.files import write_bytes, write_text
 from reprise.rollout.randomness import Streams
 
@@ -100,12 +101,12 @@ def play(
         name: of the stream; another name gives other games.
 
     Raises:
-        ValueError: no episodes, or epsilon is no share.
+        BadInput: no episodes, or epsilon is no share.
     """
     if episodes < 1:
-        raise ValueError(f"episodes={episodes}; must be at least 1")
+        raise BadInput(f"episodes={episodes}; must be at least 1")
     if not 0 <= epsilon <= 1:
-        raise ValueError(f"epsilon={epsilon}; must be within [0, 1]")
+        raise BadInput(f"epsilon={epsilon}; must be within [0, 1]")
     seed = streams.data_seed(name)
     noise = streams.data(f"{name}-actions", 0)
     copies = environments.copies
@@ -192,12 +193,12 @@ def film(
         The game, or None if it was not over after `longest` steps.
 
     Raises:
-        ValueError: several copies, or a file that is not called ``.gif``.
+        BadInput: several copies, or a file that is not called ``.gif``.
     """
     if environments.copies != 1:
-        raise ValueError(f"copies={environments.copies}: a film is of one; make one copy")
+        raise BadInput(f"copies={environments.copies}: a film is of one; make one copy")
     if path.suffix != ".gif":
-        raise ValueError(f"{path}: a film is written as .gif")
+        raise BadInput(f"{path}: a film is written as .gif")
     noise = streams.data(f"{name}-actions", 0)
     observations = environments.reset(streams.data_seed(name))
     frames = [environments.render(0)]

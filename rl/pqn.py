@@ -83,7 +83,7 @@ class Learner:
         environments: this process's copies, in place of those that the config names.
 
     Raises:
-        ValueError: an unknown game, or copies that cannot be shared out.
+        BadInput: an unknown game, or copies that cannot be shared out.
     """
 
     def __init__(

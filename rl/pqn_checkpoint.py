@@ -52,7 +52,7 @@ def restore(learner: Learner, folder: Path) -> None:
     """Continue exactly where `save` was called.
 
     Raises:
-        ValueError: the checkpoint is of another network or environment.
+        BadInput: the checkpoint is of another network or environment.
     """
     load_weights(learner.network, folder)
     # A run's own file: it holds numpy arrays and bytes, which `weights_only` does not read.

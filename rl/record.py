@@ -20,6 +20,7 @@ from reprise.rl.agreement_config import Collect
 from reprise.rl.networks import Metadata, QNetwork, greedy, load_policy
 from reprise.rl.play import standard_error
 from reprise.rollout.environments.base import CLASSIC_CONTROL, Environments, make
+from reprise.rollout.errors import BadInput
 from reprise.rollout.minari_atari import minari_folder
 from reprise.rollout.minari_record import LARGEST_GAME, Writer, existing, new_data_set
 from reprise.rollout.randomness import Streams
@@ -31,7 +32,7 @@ from reprise.rollout.weights import weights_sha256
 def run(config: Collect, run_dir: RunDir) -> dict[str, Any]:
     """Play, write, sum up. A run that was killed leaves no data set, and starts again."""
     if run_dir.world > 1:
-        raise ValueError(f"{run_dir.world} processes: a data set is recorded by one; start one")
+        raise BadInput(f"{run_dir.world} processes: a data set is recorded by one; start one")
     network, of = load_policy(config.policy)
     made_by = {
         "config_sha256": run_dir.config_sha256,
@@ -41,7 +42,7 @@ def run(config: Collect, run_dir: RunDir) -> dict[str, Any]:
     if there is not None:
         ours = there.get("recorded", {})
         if any(ours.get(key) != value for key, value in made_by.items()):
-            raise ValueError(
+            raise BadInput(
                 f"to={config.to!r}: a data set of this id is already in "
                 f"{minari_folder(config.to)}; choose another, with a higher version, or delete it "
                 f"with `minari delete {config.to}`"
@@ -90,13 +91,13 @@ def _settings(config: Collect, of: Metadata) -> EnvironmentSettings:
     """The policy's own, with the shorter of both time limits.
 
     Raises:
-        ValueError: raw frames of vectors.
+        BadInput: raw frames of vectors.
     """
     settings = EnvironmentSettings(**of.environment_settings)
     skip = settings.frame_skip
     if of.environment in CLASSIC_CONTROL:
         if config.frames == "raw":
-            raise ValueError(
+            raise BadInput(
                 f"frames=raw: {config.policy} plays {of.environment}, whose observations are "
                 "vectors, not screens; use frames=exact"
             )
@@ -133,7 +134,7 @@ class _Player:
         self.tracks = [self._track(copy) for copy in range(self.environments.copies)]
         first = self.tracks[0].observations[0]
         if first.nbytes * (self.config.longest + 1) > LARGEST_GAME:
-            raise ValueError(
+            raise BadInput(
                 f"longest={self.config.longest}: a game of so many observations of {first.nbytes} "
                 f"bytes may exceed 2 GiB; at most {LARGEST_GAME // first.nbytes - 1}"
             )

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from reprise.rollout.errors import BadInput
+
 
 @dataclass(frozen=True)
 class Workers:
@@ -40,10 +42,10 @@ class Workers:
         """Which of all `copies` are this process's.
 
         Raises:
-            ValueError: they cannot be shared out evenly.
+            BadInput: they cannot be shared out evenly.
         """
         if copies % self.world:
-            raise ValueError(
+            raise BadInput(
                 f"copies={copies} cannot be shared out evenly over {self.world} processes; "
                 "make it a multiple, or start another number of processes"
             )

@@ -25,6 +25,7 @@ import numpy as np
 from reprise.rollout.cartpole_learner import Settings, learn
 from reprise.rollout.collect import Policy, collect_transitions
 from reprise.rollout.environments.portable import make_portable
+from reprise.rollout.errors import BadInput
 from reprise.rollout.files import atomic_directory, sha256_file, write_json
 from reprise.rollout.randomness import Streams
 from reprise.rollout.store import RoundStore, shard_rows
@@ -57,10 +58,10 @@ def replay_folder(steps: int = STEPS, seed: int = 0) -> Path:
     in ``about.json``. Appears whole or not at all.
 
     Raises:
-        ValueError: too few steps, or this machine's replay of a shipped recording is another.
+        BadInput: too few steps, or this machine's replay of a shipped recording is another.
     """
     if steps < SNAPSHOTS * SHARDS:
-        raise ValueError(f"steps={steps}; a replay has at least {SNAPSHOTS * SHARDS} steps")
+        raise BadInput(f"steps={steps}; a replay has at least {SNAPSHOTS * SHARDS} steps")
     path = cache_folder() / f"cartpole-replay-{steps}-seed-{seed}"
     if not (path / "rounds").is_dir():
         shipped = _shipped(steps, seed)
@@ -171,11 +172,11 @@ def verify(data: Transitions, expected: str, what: str) -> None:
     """Refuse transitions that are not the published ones.
 
     Raises:
-        ValueError: says what differs and what to do.
+        BadInput: says what differs and what to do.
     """
     found = transitions_sha256(data)
     if found != expected:
-        raise ValueError(
+        raise BadInput(
             f"{what}: this machine makes other transitions (SHA-256 {found[:12]}..., published "
             f"{expected[:12]}...), so no published table can be made from them here. They use "
             "only +, -, *, / and rounding: please report processor and numpy version; a damaged "

@@ -16,6 +16,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from reprise.rollout.environments.base import Environments
+from reprise.rollout.errors import BadInput
 from reprise.rollout.types import Transitions
 
 Policy = Callable[[np.ndarray], np.ndarray]
@@ -129,14 +130,14 @@ def episode_returns(policy: Policy, environment: VectorEnv, seed: int) -> np.nda
 
 def _check_steps(steps: int) -> None:
     if steps < 1:
-        raise ValueError(f"steps={steps}; must be at least 1")
+        raise BadInput(f"steps={steps}; must be at least 1")
 
 
 def _check(environment: VectorEnv, steps: int) -> None:
     _check_steps(steps)
     mode = environment.metadata.get("autoreset_mode")
     if mode != AutoresetMode.NEXT_STEP:
-        raise ValueError(
+        raise BadInput(
             f"the environment resets by {mode}; collecting counts on AutoresetMode.NEXT_STEP, "
             "where the observation that ends an episode is seen"
         )

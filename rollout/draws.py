@@ -23,6 +23,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
+from reprise.rollout.errors import BadInput
+
 BITS = 40
 UNIT = 2.0**-BITS
 TOLERANCE = 1e-9  # of a sum of probabilities, before it is made exact
@@ -35,7 +37,7 @@ def settled(p: ArrayLike, axis: int = -1, key: str = "p") -> np.ndarray:
     """Probabilities as multiples of 2^-40 that sum to exactly 1 along `axis`; float64, as `p`.
 
     Raises:
-        ValueError: an entry is not finite or negative by more than rounding (2^-41), a sum is
+        BadInput: an entry is not finite or negative by more than rounding (2^-41), a sum is
             farther than 1e-9 from 1, or there are no outcomes or more than 2^20.
     """
     return np.moveaxis(_integers(p, axis, key) * UNIT, -1, axis)
@@ -53,7 +55,7 @@ def multinomial(
         size: leading shape of the result, as numpy's; by default what the arguments broadcast to.
 
     Raises:
-        ValueError: see `settled`, and `_counts`.
+        BadInput: see `settled`, and `_counts`.
     """
     return generator.multinomial(_counts(counts, "counts"), settled(p), size)
 
@@ -67,13 +69,13 @@ def binomial(
     numpy's branch.
 
     Raises:
-        ValueError: p is not in [0, 1] (to within 2^-41), or n is negative or not whole.
+        BadInput: p is not in [0, 1] (to within 2^-41), or n is negative or not whole.
     """
     p = np.asarray(p, dtype=np.float64)
     nearest = np.rint(p * 2.0**BITS)
     wrong = ~((nearest >= 0) & (nearest <= 2.0**BITS))  # NaN is wrong too
     if wrong.any():
-        raise ValueError(
+        raise BadInput(
             f"p={p[wrong].flat[0]}: a probability lies in [0, 1]; {int(wrong.sum())} of {p.size} "
             "do not; correct what they are computed from"
         )
@@ -92,7 +94,7 @@ def categorical(generator: np.random.Generator, p: ArrayLike, size: Size = None)
         size: shape of the result; by default p's leading axes.
 
     Raises:
-        ValueError: see `settled`; or p's leading axes do not broadcast to `size`.
+        BadInput: see `settled`; or p's leading axes do not broadcast to `size`.
     """
     edges = _integers(p, -1, "p").cumsum(-1)
     shape = edges.shape[:-1] if size is None else (size,) if isinstance(size, int) else size
@@ -102,7 +104,7 @@ def categorical(generator: np.random.Generator, p: ArrayLike, size: Size = None)
     try:
         edges = np.broadcast_to(edges, (*shape, edges.shape[-1]))
     except ValueError as error:
-        raise ValueError(
+        raise BadInput(
             f"size={shape}: p's leading axes {edges.shape[:-1]} do not broadcast to it; give a "
             "size that ends in them"
         ) from error
@@ -113,7 +115,7 @@ def _integers(p: ArrayLike, axis: int, key: str) -> np.ndarray:
     """k [..., K] with outcomes on the last axis: int64, sums 2^40."""
     p = np.asarray(p, dtype=np.float64)
     if p.ndim < 1 or not 1 <= p.shape[axis] <= OUTCOMES:
-        raise ValueError(
+        raise BadInput(
             f"{key}: shape {list(p.shape)}; axis {axis} must hold 1 to {OUTCOMES} outcomes; give "
             "an array with an axis of probabilities"
         )
@@ -124,14 +126,14 @@ def _integers(p: ArrayLike, axis: int, key: str) -> np.ndarray:
         (np.rint(scaled) < 0, "probabilities must be at least 0"),
     ):
         if wrong.any():
-            raise ValueError(
+            raise BadInput(
                 f"{key}={p[wrong][0]}: {rule}; {int(wrong.sum())} of {p.size} are not; correct "
                 "what they are computed from"
             )
     total = p.sum(-1)
     worst = np.abs(total - 1.0).argmax() if total.size else 0
     if total.size and abs(total.flat[worst] - 1.0) > TOLERANCE:
-        raise ValueError(
+        raise BadInput(
             f"{key}: a sum of probabilities is {total.flat[worst]:.12g}; it must be 1 to within "
             f"{TOLERANCE:g}; divide by it if these are weights"
         )
@@ -146,7 +148,7 @@ def _counts(counts: ArrayLike, key: str) -> np.ndarray:
     """Numbers of draws: integers, at least 0."""
     array = np.asarray(counts)
     if not np.issubdtype(array.dtype, np.integer) or (array.size and array.min() < 0):
-        raise ValueError(
+        raise BadInput(
             f"{key}={counts!r}: numbers of draws are integers, at least 0; round them first"
         )
     return array

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from reprise.rollout.errors import BadInput
 from reprise.rollout.files import atomic_directory, write_text
 from reprise.rollout.types import Completions
 
@@ -30,7 +31,7 @@ def preference_rows(
 ) -> tuple[list[Row], int]:
     """Best against worst completion of each prompt, and the number of ties left out."""
     if completions.samples_per_prompt < 2:
-        raise ValueError(
+        raise BadInput(
             f"samples_per_prompt: {completions.samples_per_prompt}; a preference needs at least "
             "2. Sample the round again with sampling.samples_per_prompt=2"
         )
@@ -64,17 +65,17 @@ def export_preferences(
     `datasets.load_from_disk`. Both appear whole or not at all.
 
     Raises:
-        ValueError: `path` exists, a round has one sample a prompt, or every prompt tied.
+        BadInput: `path` exists, a round has one sample a prompt, or every prompt tied.
     """
     path, ties = Path(path), 0
     rows: list[Row] = []
     if path.exists():
-        raise ValueError(f"{path}: exists; export elsewhere or remove it first")
+        raise BadInput(f"{path}: exists; export elsewhere or remove it first")
     for completions in rounds:
         more, tied = preference_rows(completions, tokenizer)
         rows, ties = rows + more, ties + tied
     if not rows:
-        raise ValueError(f"{path}: nothing to export: all {ties} prompts tied on reward")
+        raise BadInput(f"{path}: nothing to export: all {ties} prompts tied on reward")
     if path.suffix == ".jsonl":
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

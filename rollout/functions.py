@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from reprise.rollout.errors import BadInput
+
 PATTERN = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 
 
@@ -20,7 +22,7 @@ def load_function(path: str, key: str) -> Callable[..., Any]:
     """The function at `path`; `key` is the config's name for it.
 
     Raises:
-        ValueError: there is no such module or function.
+        BadInput: there is no such module or function.
     """
     module_name, _, name = path.partition(":")
     try:
@@ -28,14 +30,14 @@ def load_function(path: str, key: str) -> Callable[..., Any]:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise  # the module is there, and itself imports what is not
-        raise ValueError(
+        raise BadInput(
             f"{key}={path!r}: there is no module {error.name}; install it, or put its "
             "folder into PYTHONPATH"
         ) from error
     function = getattr(module, name, None)
     if not callable(function):
         there = [n for n, f in vars(module).items() if inspect.isfunction(f) and n[0] != "_"]
-        raise ValueError(
+        raise BadInput(
             f"{key}={path!r}: {module_name} has no function {name}; it has "
             f"{', '.join(sorted(there)) or 'none'}"
         )

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
+from reprise.rollout.errors import BadInput
 from reprise.rollout.randomness import Streams
 from reprise.rollout.run.settings import Sampling
 
@@ -76,7 +77,7 @@ def generate(
         on_batch: called with the number of completions a batch has finished.
 
     Raises:
-        ValueError: a prompt is empty, longer than `max_prompt_tokens`, or holds a token that the
+        BadInput: a prompt is empty, longer than `max_prompt_tokens`, or holds a token that the
             model does not have; prompt and completion exceed the model's positions; or the
             model's logits are NaN or infinite.
     """
@@ -191,10 +192,10 @@ def sample_tokens(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> Tenso
     The token drawn always has nonzero probability, also at uniforms next to 0 and 1.
 
     Raises:
-        ValueError: a row's largest logit is NaN or infinite.
+        BadInput: a row's largest logit is NaN or infinite.
     """
     if not logits.amax(-1).isfinite().all():
-        raise ValueError(
+        raise BadInput(
             "the model's logits are NaN or infinite; its weights have diverged (lower the "
             "learning rate) or overflow in half precision (set sampling.dtype=float32)"
         )
@@ -331,28 +332,28 @@ def check_prompts(
     """Refuse, before anything is sampled, prompts that `generate` would refuse.
 
     Raises:
-        ValueError: see `generate`; the message has the prompt's row in `prompts`.
+        BadInput: see `generate`; the message has the prompt's row in `prompts`.
     """
     vocabulary = model.get_input_embeddings().num_embeddings
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     for row, prompt in enumerate(prompts):
         if len(prompt) == 0:
-            raise ValueError(
+            raise BadInput(
                 f"prompt {row}: is empty, must hold at least one token; drop it, or start it with "
                 "the tokenizer's BOS"
             )
         if len(prompt) > sampling.max_prompt_tokens:
-            raise ValueError(
+            raise BadInput(
                 f"prompt {row}: has {len(prompt)} tokens, sampling.max_prompt_tokens is "
                 f"{sampling.max_prompt_tokens}; raise the limit, or shorten or drop the prompt"
             )
         if positions is not None and len(prompt) + sampling.max_new_tokens > positions:
-            raise ValueError(
+            raise BadInput(
                 f"prompt {row}: its {len(prompt)} tokens and sampling.max_new_tokens = "
                 f"{sampling.max_new_tokens} exceed the model's {positions} positions; lower one"
             )
         if not 0 <= int(prompt.min()) <= int(prompt.max()) < vocabulary:
-            raise ValueError(
+            raise BadInput(
                 f"prompt {row}: token ids span {int(prompt.min())} to {int(prompt.max())}, the "
                 f"model has 0 to {vocabulary - 1}; use the model's own tokenizer"
             )

@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 from typing import Any
 
+from reprise.rollout.errors import BadInput
 from reprise.rollout.run.remote import OutageError, redact
 
 LATER = {408, 425, 429, 500, 502, 503, 504}
@@ -32,7 +33,7 @@ class JsonServer:
         retries: further attempts after the first.
 
     Raises:
-        ValueError: `token_variable` is not set in the environment.
+        BadInput: `token_variable` is not set in the environment.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class JsonServer:
         if token_variable is not None:
             token = os.environ.get(token_variable)
             if not token:
-                raise ValueError(
+                raise BadInput(
                     f"{key}: token_variable={token_variable!r} is not set in the environment; "
                     "export it before the run"
                 )
@@ -61,7 +62,7 @@ class JsonServer:
         """Ask until there is an answer.
 
         Raises:
-            ValueError: the server refuses the request, and would again.
+            BadInput: the server refuses the request, and would again.
             OutageError: no answer after all attempts.
         """
         data = None if body is None else json.dumps(body, allow_nan=False).encode()
@@ -80,7 +81,7 @@ class JsonServer:
                     said = redact(error.read(300).decode(errors="replace"))
                 reason = f"status {error.code}: {said}"
                 if error.code not in LATER:
-                    raise ValueError(
+                    raise BadInput(
                         f"{self.key}={self.url!r}: POST or GET {path or '/'} was refused with "
                         f"{reason}"
                     ) from None

@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reprise.rollout.environments.base import CLASSIC_CONTROL, canonical_name
+from reprise.rollout.errors import BadInput
 
 if TYPE_CHECKING:
     from minari import MinariDataset
@@ -72,7 +73,7 @@ def held_out(
         count: M; None for all.
 
     Raises:
-        ValueError: no such data set, or it is of another game, frame skip or kind.
+        BadInput: no such data set, or it is of another game, frame skip or kind.
     """
     folder = find(source)
     if folder is None:
@@ -86,7 +87,7 @@ def held_out(
         for about in dataset.storage.get_episode_metadata(range(dataset.storage.total_episodes))
     ]
     if not sum(lengths):
-        raise ValueError(f"data={source!r}: the data set has no steps; record another")
+        raise BadInput(f"data={source!r}: the data set has no steps; record another")
     shape = dataset.observation_space.shape
     frames = _kind(shape, environment, source)
     chosen = evenly(sum(lengths), count)
@@ -145,7 +146,7 @@ def find(source: str) -> Path | None:
     """The folder with a Minari data set's ``metadata.json``; None if `source` names no such set.
 
     Raises:
-        ValueError: an id of a set that is not on this machine.
+        BadInput: an id of a set that is not on this machine.
     """
     plain = source.removeprefix("minari:")
     for folder in (Path(plain) / "data", Path(plain), minari_folder(plain) / "data"):
@@ -154,7 +155,7 @@ def find(source: str) -> Path | None:
     is_id = plain.rpartition("-v")[2].isdigit()
     if not is_id or Path(plain).is_dir():
         return None
-    raise ValueError(
+    raise BadInput(
         f"data={source!r}: no Minari data set of this id in {minari_folder('')}; download it with "
         f"`minari download {plain}`, record one with `reprise collect`, or set "
         "MINARI_DATASETS_PATH to where it is"
@@ -170,7 +171,7 @@ def minari_folder(dataset_id: str) -> Path:
 def _check_game(dataset: MinariDataset, source: str, environment: str, frame_skip: int) -> None:
     spec = dataset.spec.env_spec
     if spec is None:
-        raise ValueError(
+        raise BadInput(
             f"data={source!r}: the data set does not say what environment it is of, so it cannot "
             f"be checked against {environment}; record it with an environment"
         )
@@ -179,13 +180,13 @@ def _check_game(dataset: MinariDataset, source: str, environment: str, frame_ski
     except ValueError:  # a robot, say: surely another
         game = spec.id
     if game != environment:
-        raise ValueError(
+        raise BadInput(
             f"data={source!r}: a data set of {game} ({spec.id}), but the runs play {environment}; "
             "give one of the same game"
         )
     skip = spec.kwargs.get("frameskip", frame_skip)
     if game not in CLASSIC_CONTROL and skip != frame_skip:
-        raise ValueError(
+        raise BadInput(
             f"data={source!r}: recorded with frame skip {skip}, the runs play with {frame_skip}: "
             "four frames in a row would be another span of time; give a set with the same"
         )
@@ -199,7 +200,7 @@ def _kind(shape: tuple[int, ...] | None, environment: str, source: str) -> str:
         return "exact"
     elif shape is not None and len(shape) == 3 and shape[2] == 3 and min(shape[:2]) >= 84:
         return "raw"
-    raise ValueError(
+    raise BadInput(
         f"data={source!r}: its observations have shape {shape}; for {environment} they must be "
         + (
             "vectors"
@@ -224,7 +225,7 @@ def _by_episode(
 def _from_transitions(source: str, environment: str, actions: int, count: int | None) -> HeldOut:
     """Observations and actions of transitions; for vectors only."""
     if environment not in CLASSIC_CONTROL:
-        raise ValueError(
+        raise BadInput(
             f"data={source!r}: no Minari data set is there, neither by id nor as a folder with "
             f"data/metadata.json. For {environment}: `minari download atari/GAME/expert-v0`, or "
             "record one with `reprise collect`"

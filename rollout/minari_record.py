@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reprise.rollout.environments.base import CLASSIC_CONTROL
+from reprise.rollout.errors import BadInput
 from reprise.rollout.files import atomic_directory
 from reprise.rollout.minari_atari import minari_folder
 from reprise.rollout.run.settings import EnvironmentSettings
@@ -79,13 +80,13 @@ def existing(dataset_id: str) -> dict[str, Any] | None:
     """The metadata of a Minari data set on this machine, or None.
 
     Raises:
-        ValueError: something else is in its place.
+        BadInput: something else is in its place.
     """
     folder = minari_folder(dataset_id)
     if not folder.exists():
         return None
     if not (folder / "data" / "metadata.json").is_file():
-        raise ValueError(
+        raise BadInput(
             f"to={dataset_id!r}: {folder} is there and is no data set; choose another id"
         )
     from minari.dataset.minari_storage import MinariStorage
@@ -158,7 +159,7 @@ def specification(environment: str, settings: EnvironmentSettings) -> EnvSpec:
         if known.id.startswith("ALE/") and known.kwargs.get("game") == environment:
             break
     else:
-        raise ValueError(
+        raise BadInput(
             f"environment={environment!r}: ale-py registers no Gymnasium environment for it, and a "
             "Minari data set has to name one; choose another game"
         )

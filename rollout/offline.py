@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reprise.rollout import cartpole
+from reprise.rollout.errors import BadInput
 from reprise.rollout.files import atomic_directory, write_bytes
 from reprise.rollout.store import RoundStore
 from reprise.rollout.types import Transitions
@@ -37,7 +38,7 @@ def load_transitions(source: str, replay_steps: int = 100_000, replay_seed: int 
         replay_seed: its seed.
 
     Raises:
-        ValueError: nothing of that name, or nothing in it.
+        BadInput: nothing of that name, or nothing in it.
     """
     if source == "dqn-replay":
         return cartpole.replay(replay_steps, replay_seed)
@@ -58,9 +59,9 @@ def load_transitions(source: str, replay_steps: int = 100_000, replay_seed: int 
         if rounds := store.rounds():
             parts = [store.read(index).data for index in rounds]
             if not all(isinstance(part, Transitions) for part in parts):
-                raise ValueError(f"data={source!r}: its rounds hold completions, not transitions")
+                raise BadInput(f"data={source!r}: its rounds hold completions, not transitions")
             return Transitions.concatenate(parts)  # type: ignore[arg-type]
-    raise ValueError(
+    raise BadInput(
         f"data={source!r}: neither a Minari data set (with data/metadata.json) nor a RoundStore "
         "with finished rounds is there; other sources are 'dqn-replay', 'minari:ID' and "
         "'d3rlpy:cartpole-replay'"
@@ -74,7 +75,7 @@ def from_minari(dataset: MinariDataset) -> Transitions:
     """All transitions of a Minari data set with array observations, in its order.
 
     Raises:
-        ValueError: it is empty.
+        BadInput: it is empty.
     """
     parts = []
     for episode in dataset.iterate_episodes():
@@ -90,7 +91,7 @@ def from_minari(dataset: MinariDataset) -> Transitions:
             )
         )
     if not parts:
-        raise ValueError(f"minari data set {dataset.id}: has no episodes")
+        raise BadInput(f"minari data set {dataset.id}: has no episodes")
     return Transitions.concatenate(parts)
 
 
@@ -108,7 +109,7 @@ def to_minari(transitions: Transitions, dataset_id: str, environment: str, **abo
         about: further arguments of `minari.create_dataset_from_buffers`, such as `algorithm_name`.
 
     Raises:
-        ValueError: no transitions, or not in order of time.
+        BadInput: no transitions, or not in order of time.
     """
     import minari
     from minari.data_collector import EpisodeBuffer
@@ -141,16 +142,16 @@ def episodes(transitions: Transitions) -> Iterator[Transitions]:
     """Split rows in order of time at the ends of episodes.
 
     Raises:
-        ValueError: no rows, or a row does not start where the row before it ended.
+        BadInput: no rows, or a row does not start where the row before it ended.
     """
     if len(transitions) == 0:
-        raise ValueError("no transitions to split into episodes")
+        raise BadInput("no transitions to split into episodes")
     ends = transitions.terminated | transitions.truncated
     follows = transitions.next_observations[:-1] == transitions.observations[1:]
     follows = follows.reshape(len(follows), -1).all(1)
     if not (follows | ends[:-1]).all():
         row = int(np.argmin(follows | ends[:-1]))
-        raise ValueError(
+        raise BadInput(
             f"row {row + 1} does not start where row {row} ended, and no episode ended there; "
             "give the rows in order of time"
         )
@@ -171,7 +172,7 @@ def episodes(transitions: Transitions) -> Iterator[Transitions]:
 def _from_d3rlpy(name: str) -> Transitions:
     kinds = {"cartpole-replay": "replay", "cartpole-random": "random"}
     if name not in kinds:
-        raise ValueError(f"data='d3rlpy:{name}': d3rlpy's CartPole sets are {', '.join(kinds)}")
+        raise BadInput(f"data='d3rlpy:{name}': d3rlpy's CartPole sets are {', '.join(kinds)}")
     from d3rlpy.datasets import get_cartpole
 
     buffer, _ = get_cartpole(kinds[name])
@@ -261,11 +262,11 @@ def export_transitions(transitions: Transitions, path: Path, form: str, about: s
         about: Gymnasium id of the environment, which Minari records.
 
     Raises:
-        ValueError: `path` exists, or the rows are not in order of time.
+        BadInput: `path` exists, or the rows are not in order of time.
     """
     assert form in ("minari", "d3rlpy", "datasets")
     if path.exists():
-        raise ValueError(f"{path}: exists; export elsewhere or remove it first")
+        raise BadInput(f"{path}: exists; export elsewhere or remove it first")
     if form == "datasets":
         from datasets import Dataset
 

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from reprise.rollout.errors import BadInput
+
 if TYPE_CHECKING:
     import torch
 
@@ -77,10 +79,10 @@ class Streams:
         """Continue exactly where `state_dict` was taken.
 
         Raises:
-            ValueError: the state belongs to another seed.
+            BadInput: the state belongs to another seed.
         """
         if (state["seed"], state["internal_seed"]) != (self.seed, self.internal_seed):
-            raise ValueError(
+            raise BadInput(
                 f"random state of seed {state['seed']} (internal {state['internal_seed']}) cannot "
                 f"continue a run with seed {self.seed} (internal {self.internal_seed}); resume "
                 "with the seed the run was started with"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from reprise.rollout.errors import BadInput
+
 
 def q_lambda(
     rewards: np.ndarray,
@@ -46,14 +48,14 @@ def q_lambda(
         G, float32 [T, N]; computed in float32.
 
     Raises:
-        ValueError: shapes that do not fit, gamma or lam outside [0, 1], or final values missing.
+        BadInput: shapes that do not fit, gamma or lam outside [0, 1], or final values missing.
     """
     rewards, values = np.asarray(rewards, np.float32), np.asarray(values, np.float32)
     steps = len(rewards)
     arrays = {"terminated": terminated, "truncated": truncated}
     if bootstrap_on_truncation:
         if final_values is None:
-            raise ValueError(
+            raise BadInput(
                 "final_values=None; bootstrap_on_truncation needs max_a Q of the observations that "
                 "truncated episodes ended with"
             )
@@ -81,21 +83,21 @@ def _check(
     lam: float,
 ) -> None:
     if rewards.ndim != 2 or len(rewards) == 0:
-        raise ValueError(f"rewards: has shape {list(rewards.shape)}, must have [T >= 1, N]")
+        raise BadInput(f"rewards: has shape {list(rewards.shape)}, must have [T >= 1, N]")
     after = [len(rewards) + 1, rewards.shape[1]]
     if list(values.shape) != after:
-        raise ValueError(
+        raise BadInput(
             f"values: has shape {list(values.shape)}, must have {after}"
             ": one row more than rewards, for what follows the last step"
         )
     for name, array in arrays.items():
         if array.shape != rewards.shape:
-            raise ValueError(
+            raise BadInput(
                 f"{name}: has shape {list(array.shape)}, must have that of rewards, "
                 f"{list(rewards.shape)}"
             )
         if name != "final_values" and array.dtype != np.bool_:
-            raise ValueError(f"{name}: is {array.dtype}, must be bool")
+            raise BadInput(f"{name}: is {array.dtype}, must be bool")
     for name, value in (("gamma", gamma), ("lam", lam)):
         if not 0 <= value <= 1:
-            raise ValueError(f"{name}={value}; must be within [0, 1]")
+            raise BadInput(f"{name}={value}; must be within [0, 1]")

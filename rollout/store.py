@@ -25,6 +25,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from reprise.rollout.errors import BadInput
 from reprise.rollout.files import write_bytes, write_json
 from reprise.rollout.types import Completions, Transitions
 
@@ -39,7 +40,7 @@ RESERVED = {"schema_version", "kind", "round", "of_shards", "rows", "counts", "s
 NOT_IDENTITY = ("code_revision",)
 
 
-class CorruptRoundError(ValueError):
+class CorruptRoundError(BadInput):
     """A stored file is torn, altered, missing, or belongs to something else."""
 
 
@@ -148,17 +149,17 @@ class RoundStore:
             kind: "completions" or "transitions".
 
         Raises:
-            ValueError: the round is finished, or metadata lacks a key.
+            BadInput: the round is finished, or metadata lacks a key.
         """
         assert kind in KINDS and shards >= 1 and not RESERVED & metadata.keys()
         lacking = [key for key in REQUIRED_METADATA if key not in metadata]
         if lacking:
-            raise ValueError(
+            raise BadInput(
                 f"metadata: lacks {', '.join(lacking)}; a round records what made it, give None "
                 "for what does not apply"
             )
         if (self.path(index) / "manifest.json").exists():
-            raise ValueError(f"{self.path(index)}: finished; rounds are immutable, read it instead")
+            raise BadInput(f"{self.path(index)}: finished; rounds are immutable, read it instead")
         return RoundWriter(self.path(index), index, shards, metadata, kind)
 
     def _all(self) -> list[int]:
@@ -203,13 +204,13 @@ class RoundWriter:
         """Write one shard; once this returns it survives a kill and a power cut.
 
         Raises:
-            ValueError: the shard exists; it is never written twice.
+            BadInput: the shard exists; it is never written twice.
             OSError: the disk is full or not writable; nothing half-written is left.
         """
         assert 0 <= shard < self.shards and isinstance(batch, KINDS[self.kind])
         file = self._file(shard)
         if file.exists():
-            raise ValueError(f"{file}: exists; ask missing() what is left to write")
+            raise BadInput(f"{file}: exists; ask missing() what is left to write")
         data = _parquet(batch.to_arrow())
         description = {
             "file": file.name,
@@ -263,7 +264,7 @@ class RoundWriter:
             description = json.loads(file.with_suffix(".json").read_bytes())
             seal = description.pop("seal")
             if seal != _seal(description):
-                raise ValueError("altered after it was written")
+                raise BadInput("altered after it was written")
             identity = description.pop("identity")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CorruptRoundError(

@@ -15,6 +15,8 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 
+from reprise.rollout.errors import BadInput
+
 
 @dataclass(frozen=True, eq=False)
 class Completions:
@@ -40,7 +42,7 @@ class Completions:
     sampler_logprobs: np.ndarray | None = None  # float32 [N, n], nats
 
     def __post_init__(self) -> None:
-        """Check every column; the first wrong one raises a ValueError."""
+        """Check every column; the first wrong one raises a BadInput."""
         count = len(self.prompt_ids)
         _check_array("prompt_index", self.prompt_index, np.int64, (count,))
         _check_tokens("prompt_ids", self.prompt_ids, "prompt")
@@ -49,7 +51,7 @@ class Completions:
         shape = self.terminated.shape
         for row, samples in enumerate(self.completion_ids):
             if len(samples) != shape[1]:
-                raise ValueError(
+                raise BadInput(
                     f"completion_ids: prompt {row} has {len(samples)} completions, terminated has "
                     f"{shape[1]} columns; every prompt of a round needs the same number"
                 )
@@ -122,7 +124,7 @@ class Pairs:
     weight: np.ndarray  # float32 [M], >= 0
 
     def __post_init__(self) -> None:
-        """Check every column; the first wrong one raises a ValueError."""
+        """Check every column; the first wrong one raises a BadInput."""
         count = len(self.prompt_ids)
         _check_array("prompt_index", self.prompt_index, np.int64, (count,))
         for name in ("prompt_ids", "first_ids", "second_ids"):
@@ -138,7 +140,7 @@ class Pairs:
         _check_finite("weight", self.weight, "pair")
         if (self.weight < 0).any():
             row = int(np.argmax(self.weight < 0))
-            raise ValueError(f"weight: {self.weight[row]} at pair {row}; it must be at least 0")
+            raise BadInput(f"weight: {self.weight[row]} at pair {row}; it must be at least 0")
 
     def __len__(self) -> int:
         """Return M, the number of pairs."""
@@ -170,7 +172,7 @@ class Transitions:
     truncated: np.ndarray  # bool [T]
 
     def __post_init__(self) -> None:
-        """Check every column; the first wrong one raises a ValueError."""
+        """Check every column; the first wrong one raises a BadInput."""
         count = len(self.rewards)
         _check_array("rewards", self.rewards, np.float32, (count,))
         _check_finite("rewards", self.rewards, "step")
@@ -211,7 +213,7 @@ def _check_array(name: str, array: np.ndarray, dtype, shape: tuple[int | None, .
     """Dtype and shape; None in `shape` stands for any length."""
     if not isinstance(array, np.ndarray) or array.dtype != dtype:
         got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-        raise ValueError(
+        raise BadInput(
             f"{name}: is {got}, must be a numpy array of {np.dtype(dtype)}; convert it with "
             f"np.asarray({name}, dtype=np.{np.dtype(dtype)})"
         )
@@ -220,7 +222,7 @@ def _check_array(name: str, array: np.ndarray, dtype, shape: tuple[int | None, .
     )
     if not agrees:
         wanted = "[" + ", ".join("any" if size is None else str(size) for size in shape) + "]"
-        raise ValueError(
+        raise BadInput(
             f"{name}: has shape {list(array.shape)}, must have {wanted}; every column describes "
             "the same rows"
         )
@@ -228,7 +230,7 @@ def _check_array(name: str, array: np.ndarray, dtype, shape: tuple[int | None, .
 
 def _check_count(name: str, column: Sequence, count: int) -> None:
     if len(column) != count:
-        raise ValueError(
+        raise BadInput(
             f"{name}: has {len(column)} entries, prompt_ids has {count}; every column describes "
             "the same rows"
         )
@@ -238,12 +240,12 @@ def _check_tokens(name: str, column: Sequence[np.ndarray], what: str) -> None:
     for row, ids in enumerate(column):
         if not isinstance(ids, np.ndarray) or ids.dtype != np.int32 or ids.ndim != 1:
             got = f"{ids.dtype} {list(ids.shape)}" if isinstance(ids, np.ndarray) else type(ids)
-            raise ValueError(
+            raise BadInput(
                 f"{name}: {what} {row} is {got}, must be a one-dimensional int32 array; convert "
                 "it with np.asarray(ids, dtype=np.int32)"
             )
         if len(ids) == 0:
-            raise ValueError(
+            raise BadInput(
                 f"{name}: {what} {row} is empty, must hold at least one token; drop it from the "
                 "data or give the model something to start from"
             )
@@ -259,7 +261,7 @@ def _check_finite(name: str, array: np.ndarray, *axes: str, rows: np.ndarray | N
         if rows is not None:
             place[0] = rows[place[0]]
         where = ", ".join(f"{axis} {at}" for axis, at in zip(axes, place, strict=False))
-        raise ValueError(
+        raise BadInput(
             f"{name}: {array[tuple(bad[0])]} at {where}; must be finite ({len(bad)} in all are "
             "not). Look at what produced it: overflow in half precision is the usual cause"
         )
@@ -269,7 +271,7 @@ def _check_uniform(name: str, array: np.ndarray) -> None:
     bad = ~((array >= 0) & (array < 1))
     if bad.any():
         row = int(np.argmax(bad))
-        raise ValueError(f"{name}: {array[row]} at row {row}; a uniform draw lies in [0, 1)")
+        raise BadInput(f"{name}: {array[row]} at row {row}; a uniform draw lies in [0, 1)")
 
 
 def _take(batch, rows):
@@ -337,7 +339,7 @@ def _columns(cls, table: pa.Table) -> dict[str, Any]:
     optional = {field.name for field in fields(cls) if field.default is None}
     names = [f.name for f in fields(cls) if f.name not in optional - set(table.column_names)]
     if table.column_names != names:
-        raise ValueError(
+        raise BadInput(
             f"{cls.__name__}: columns are {table.column_names}, must be {names}; the table is of "
             "another kind or schema version"
         )

@@ -41,6 +41,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from reprise.rollout.errors import BadInput
 from reprise.rollout.files import atomic_directory
 from reprise.rollout.generate import Generated
 from reprise.rollout.json_server import JsonServer
@@ -60,7 +61,7 @@ class VLLMServer:
 
     Raises:
         OutageError: it does not come up within `settings.wait` seconds.
-        ValueError: it was started without what is needed here.
+        BadInput: it was started without what is needed here.
     """
 
     def __init__(self, settings: VLLM, sampling: Sampling) -> None:
@@ -110,7 +111,7 @@ class VLLMServer:
         """As `rollout.generate.generate`, whose arguments these are.
 
         Raises:
-            ValueError: the answer is not about the tokens that were sent, or ends otherwise than in
+            BadInput: the answer is not about the tokens that were sent, or ends otherwise than in
                 one of `eos_ids` or at the length limit.
             OutageError: no answer.
         """
@@ -127,9 +128,7 @@ class VLLMServer:
             answer = self.http.post("/v1/completions", body)
             drawn = [_read(choice, body["prompt"], ends) for choice in answer["choices"]]
             if len(drawn) != body["n"]:
-                raise ValueError(
-                    f"{self.settings.url} gave {len(drawn)} of {body['n']} completions"
-                )
+                raise BadInput(f"{self.settings.url} gave {len(drawn)} of {body['n']} completions")
             drawn *= sampling.samples_per_prompt // body["n"]
             if on_batch is not None:
                 on_batch(len(drawn))
@@ -182,19 +181,19 @@ class VLLMServer:
         try:
             info = self.http.get("/server_info?config_format=json")["vllm_config"]
         except ValueError as error:
-            raise ValueError(
+            raise BadInput(
                 f"sampling.vllm.url={self.settings.url!r} has no /server_info, so it will not take "
                 "weights either: start the server with VLLM_SERVER_DEV_MODE=1 in its environment"
             ) from error
         mode = (info.get("model_config") or {}).get("logprobs_mode", "raw_logprobs")
         plain = sampling.temperature == 1 and sampling.top_p == 1 and sampling.top_k == 0
         if mode != "raw_logprobs" and not (plain and mode == "processed_logprobs"):
-            raise ValueError(
+            raise BadInput(
                 f"sampling.vllm.url={self.settings.url!r} reports {mode}, which cannot be compared "
                 "with the trainer's; start it with --logprobs-mode raw_logprobs"
             )
         if self.settings.weight_sync == "nccl" and info.get("weight_transfer_config") is None:
-            raise ValueError(
+            raise BadInput(
                 f"sampling.vllm.url={self.settings.url!r} has no weight-transfer engine: start it "
                 """with --weight-transfer-config '{"backend": "nccl"}', or set """
                 "sampling.vllm.weight_sync=folder"
@@ -226,7 +225,7 @@ class VLLMServer:
                 )
                 self._client.init_communicator("cuda")
         except (ImportError, NotImplementedError) as error:
-            raise ValueError(
+            raise BadInput(
                 f"sampling.vllm.weight_sync='nccl': {error} Use weight_sync=folder with a "
                 "sync_folder that the server can read"
             ) from error
@@ -247,18 +246,18 @@ def _read(
 ) -> tuple[np.ndarray, float, bool]:
     """Token ids, ln p of their sequence, and whether they end in EOS."""
     if choice.get("prompt_token_ids") != prompt:
-        raise ValueError(
+        raise BadInput(
             f"vLLM sampled from prompt {str(choice.get('prompt_token_ids'))[:80]}, and was asked "
             f"for {str(prompt)[:80]}: the server must not tokenize or add tokens of its own"
         )
     ids = np.asarray(choice["token_ids"], dtype=np.int32)
     ended = len(ids) > 0 and int(ids[-1]) in ends
     if len(ids) == 0 or (choice["finish_reason"] == "stop") != ended:
-        raise ValueError(
+        raise BadInput(
             f"vLLM ended a completion with {choice['finish_reason']!r} after {ids[-3:].tolist()}, "
             f"which is not the policy's EOS {ends}; start the server with --generation-config vllm"
         )
     logprobs = choice["logprobs"]["token_logprobs"]
     if len(logprobs) != len(ids):
-        raise ValueError(f"vLLM gave {len(logprobs)} log-probabilities for {len(ids)} tokens")
+        raise BadInput(f"vLLM gave {len(logprobs)} log-probabilities for {len(ids)} tokens")
     return ids, float(np.sum(np.asarray(logprobs, dtype=np.float64))), ended

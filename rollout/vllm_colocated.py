@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from reprise.rollout.errors import BadInput
 from reprise.rollout.generate import Generated
 from reprise.rollout.randomness import Streams
 from reprise.rollout.run.settings import VLLM, Sampling
@@ -28,7 +29,7 @@ class ColocatedVLLM:
         model: folder or Hub name whose architecture and tokenizer it starts from.
 
     Raises:
-        ValueError: vLLM is not installed, or there is no GPU.
+        BadInput: vLLM is not installed, or there is no GPU.
     """
 
     def __init__(self, settings: VLLM, sampling: Sampling, model: str) -> None:
@@ -37,12 +38,12 @@ class ColocatedVLLM:
         try:
             import vllm
         except ImportError as error:
-            raise ValueError(
+            raise BadInput(
                 "sampling.vllm.mode='colocate' needs vllm in this environment; install it, or run "
                 "a server and set mode=server"
             ) from error
         if not torch.cuda.is_available():
-            raise ValueError("sampling.vllm.mode='colocate' needs a GPU; run a server elsewhere")
+            raise BadInput("sampling.vllm.mode='colocate' needs a GPU; run a server elsewhere")
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # weights are loaded in this process
         self._vllm, self.held = vllm, ""
         self.engine = vllm.LLM(

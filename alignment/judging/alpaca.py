@@ -33,6 +33,7 @@ from reprise.alignment.judging.win_rates import (
     length_controlled_win_rate,
     win_rate,
 )
+from reprise.rollout.errors import BadInput
 from reprise.rollout.files import write_json, write_text
 
 Row = dict[str, Any]
@@ -42,7 +43,7 @@ def instructions(settings: AlpacaSuite) -> list[Row]:
     """The baseline's outputs: a list of {instruction, output, generator}.
 
     Raises:
-        ValueError: not to be had, or without these keys.
+        BadInput: not to be had, or without these keys.
     """
     file = _file(settings.instructions, "instructions", "alpaca_eval_gpt4_baseline.json")
     rows = json.loads(file.read_text(encoding="utf-8"))
@@ -50,7 +51,7 @@ def instructions(settings: AlpacaSuite) -> list[Row]:
     if not isinstance(rows, list) or not all(
         isinstance(row, dict) and needed <= row.keys() for row in rows
     ):
-        raise ValueError(
+        raise BadInput(
             f"instructions={settings.instructions!r}: should be a JSON list of objects with "
             f"{', '.join(sorted(needed))}"
         )
@@ -65,7 +66,7 @@ def gamed_baseline(settings: AlpacaSuite, count: int) -> tuple[np.ndarray, Gamed
     already standardized, and a preference in [0, 1].
 
     Raises:
-        ValueError: it is not to be had, or knows fewer instructions.
+        BadInput: it is not to be had, or knows fewer instructions.
     """
     if settings.gamed is None:
         return None
@@ -74,7 +75,7 @@ def gamed_baseline(settings: AlpacaSuite, count: int) -> tuple[np.ndarray, Gamed
     difficulty = {int(row["index"]): float(row["instruction_difficulty"]) for row in rows}
     missing = [index for index in range(count) if index not in difficulty]
     if missing:
-        raise ValueError(
+        raise BadInput(
             f"gamed={settings.gamed!r} knows {len(difficulty)} instructions, not number "
             f"{missing[0]}; it belongs to AlpacaEval's own set. Set gamed=null for another one"
         )
@@ -168,20 +169,20 @@ def _file(name: str, key: str, in_data_set: str) -> Path:
     """A local file, or `in_data_set` of a Hub data set.
 
     Raises:
-        ValueError: neither.
+        BadInput: neither.
     """
     path = Path(name)
     if path.is_file():
         return path
     start = f"{key}={name!r} is neither a file nor "
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise ValueError(f"{start}the name of a Hub data set (owner/name)")
+        raise BadInput(f"{start}the name of a Hub data set (owner/name)")
     from huggingface_hub import hf_hub_download
 
     try:
         return Path(hf_hub_download(name, in_data_set, repo_type="dataset"))
     except Exception as error:  # the HTTP library's own classes change from version to version
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise ValueError(
+        raise BadInput(
             f"{start}to be had from the Hub ({reason}); download {in_data_set} and give its path"
         ) from error

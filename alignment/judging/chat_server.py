@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from reprise.rollout.errors import BadInput
 from reprise.rollout.run.remote import OutageError, hide_secrets_in_logs, redact
 
 
@@ -46,7 +47,7 @@ def chat_server(address: str, model: str) -> Any:
             return text
 
         def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> Any:
-            raise ValueError(
+            raise BadInput(
                 f"server={address!r}: a chat server gives no log-probabilities of a text, which "
                 "this task compares; leave server out, and the model is loaded here"
             )

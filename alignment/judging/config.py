@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
+from reprise.rollout.errors import BadInput
 from reprise.rollout.run.remote import secrets_in
 from reprise.rollout.run.settings import Sampling, Settings
 
@@ -57,9 +58,9 @@ class Judge(Settings):
     def _is_an_address(cls, value: str) -> str:
         parts = urlsplit(value)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("should be an address like http://127.0.0.1:8000/v1")
+            raise BadInput("should be an address like http://127.0.0.1:8000/v1")
         if parts.username or parts.password or parts.query:
-            raise ValueError("should hold no user, password or query; keys go into the environment")
+            raise BadInput("should hold no user, password or query; keys go into the environment")
         return value.rstrip("/")
 
     @field_validator("extra")
@@ -67,15 +68,15 @@ class Judge(Settings):
     def _holds_no_key(cls, value: dict[str, Any]) -> dict[str, Any]:
         ours = {"model", "messages", "temperature", "max_tokens", "max_completion_tokens", "stream"}
         if ours & value.keys():
-            raise ValueError(f"cannot set {sorted(ours & value.keys())}: they have settings")
+            raise BadInput(f"cannot set {sorted(ours & value.keys())}: they have settings")
         if secrets_in(value):
-            raise ValueError("holds what looks like a key; keys go into the environment")
+            raise BadInput("holds what looks like a key; keys go into the environment")
         return value
 
     @model_validator(mode="after")
     def _a_budget_needs_prices(self) -> Judge:
         if self.budget is not None and None in (self.price_input, self.price_output):
-            raise ValueError(
+            raise BadInput(
                 f"budget={self.budget:g} needs price_input and price_output, in USD per million "
                 "tokens (0 for a server of your own)"
             )
@@ -124,7 +125,7 @@ class AlpacaSuite(Settings):
     @model_validator(mode="after")
     def _one_answer(self) -> AlpacaSuite:
         if self.sampling.samples_per_prompt != 1:
-            raise ValueError("sampling.samples_per_prompt must be 1: one answer an instruction")
+            raise BadInput("sampling.samples_per_prompt must be 1: one answer an instruction")
         return self
 
 
@@ -153,9 +154,9 @@ class OpenLLMSuite(Settings):
     def _shots(self) -> OpenLLMSuite:
         for name, shots in (self.tasks or {}).items():
             if shots < 0:
-                raise ValueError(f"tasks.{name}={shots}: shots cannot be negative")
+                raise BadInput(f"tasks.{name}={shots}: shots cannot be negative")
         if self.include is not None and self.tasks is None:
-            raise ValueError(f"include={self.include!r} needs tasks: which of its tasks, and shots")
+            raise BadInput(f"include={self.include!r} needs tasks: which of its tasks, and shots")
         return self
 
 

@@ -44,6 +44,7 @@ from reprise.alignment.judging.verdicts import (
     template,
     tokens_of,
 )
+from reprise.rollout.errors import BadInput
 from reprise.rollout.randomness import Streams
 from reprise.rollout.run.remote import OutageError, hide_secrets_in_logs, redact
 
@@ -96,7 +97,7 @@ class LanguageModelJudge:
         streams: decide the order of each comparison when `settings.swap` is off.
 
     Raises:
-        ValueError: no key in the environment, or the prompt file lacks a place.
+        BadInput: no key in the environment, or the prompt file lacks a place.
     """
 
     def __init__(self, settings: Judge, cache: Path, streams: Streams) -> None:
@@ -124,14 +125,14 @@ class LanguageModelJudge:
         """The verdicts on `comparisons`.
 
         Raises:
-            ValueError: the estimate exceeds the budget, the server refuses the request or the key,
+            BadInput: the estimate exceeds the budget, the server refuses the request or the key,
                 or answers without what was asked for.
             OutageError: the server stayed out of reach, or the budget is spent; what was answered
                 is in the cache.
         """
         estimate, budget = self.estimate(comparisons), self.settings.budget
         if budget is not None and estimate.usd is not None and estimate.usd > budget:
-            raise ValueError(
+            raise BadInput(
                 f"judge.budget={budget:g} USD, but {estimate.requests} requests would cost about "
                 f"{estimate.usd:.4g}; raise it, or judge fewer prompts"
             )
@@ -194,7 +195,7 @@ class LanguageModelJudge:
         settings = self.settings
         key = os.environ.get(settings.api_key_variable)
         if not key and "api.openai.com" in settings.base_url:
-            raise ValueError(
+            raise BadInput(
                 f"the environment variable {settings.api_key_variable} is not set; the judge at "
                 f"{settings.base_url} needs its key there (judge.api_key_variable names another)"
             )
@@ -242,7 +243,7 @@ class LanguageModelJudge:
         return self.settings.backoff * 2**attempt
 
     def _send(self, client: Any, request: dict[str, Any]) -> Any:
-        """One request; `_PassingError` if another try may succeed, ValueError if none can."""
+        """One request; `_PassingError` if another try may succeed, BadInput if none can."""
         import openai
 
         try:
@@ -266,9 +267,7 @@ class LanguageModelJudge:
                     f"{where} does not accept the key in {self.settings.api_key_variable} "
                     f"({reason}); the answers so far are kept in {self.answers.path}"
                 ) from None
-            raise ValueError(
-                f"{where} refuses judge.model={request['model']!r}: {reason}"
-            ) from None
+            raise BadInput(f"{where} refuses judge.model={request['model']!r}: {reason}") from None
 
     def _read(self, response: Any) -> dict[str, Any]:
         try:
@@ -325,7 +324,7 @@ class LanguageModelJudge:
         unparsed = int(np.isnan(preferences).sum())
         if unparsed > self.settings.max_unparsed * len(pairs):
             sample = next(a["text"] for given in answers for a in given if a["first"] is None)
-            raise ValueError(
+            raise BadInput(
                 f"judge.max_unparsed={self.settings.max_unparsed:g}: {unparsed} of {len(pairs)} "
                 f"comparisons have no verdict, e.g. {redact(sample)[:80]!r}; raise "
                 "judge.max_tokens, change judge.prompt, or choose another judge"

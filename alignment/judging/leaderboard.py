@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from reprise.alignment.judging.config import OpenLLMSuite
+from reprise.rollout.errors import BadInput
 from reprise.rollout.files import write_json
 
 SHOTS = {
@@ -57,7 +58,7 @@ def leaderboard(
         task -> percent, ``<task>_stderr``, ``average`` over the tasks, ``lm_eval`` (its version).
 
     Raises:
-        ValueError: no such task, or a server is asked for log-probabilities.
+        BadInput: no such task, or a server is asked for log-probabilities.
     """
     wanted = settings.tasks or SHOTS
     asked = settings.model_dump(mode="json", exclude={"tasks"}) | {"model": model}
@@ -112,12 +113,12 @@ def _task_manager(settings: OpenLLMSuite, tasks: list[str]) -> Any:
 
     own = settings.include
     if own is not None and not Path(own).is_dir():
-        raise ValueError(f"include={own!r}: not a folder of task YAMLs")
+        raise BadInput(f"include={own!r}: not a folder of task YAMLs")
     manager = TaskManager(include_path=own, include_defaults=own is None)
     unknown = [name for name in tasks if name not in manager.all_tasks]
     if unknown:
         where = own or "lm-evaluation-harness"
-        raise ValueError(f"tasks: {where} has no {', '.join(unknown)}; `lm_eval ls` lists them")
+        raise BadInput(f"tasks: {where} has no {', '.join(unknown)}; `lm_eval ls` lists them")
     return manager
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from reprise.alignment.judging.config import Judge
+from reprise.rollout.errors import BadInput
 
 PROMPTS = {
     "chat": """You compare two answers to an instruction. Judge which one a careful person would \
@@ -64,19 +65,19 @@ def template(name: str) -> str:
     """The text of ``judge.prompt``: a built-in one, or a file with {prompt}, {A} and {B} in it.
 
     Raises:
-        ValueError: no such file, or a place is missing.
+        BadInput: no such file, or a place is missing.
     """
     if name in PROMPTS:
         return PROMPTS[name]
     if not Path(name).is_file():
-        raise ValueError(
+        raise BadInput(
             f"judge.prompt={name!r}: neither a file nor one of {', '.join(PROMPTS)}; a file holds "
             "the question, with {prompt}, {A} and {B} where the texts go"
         )
     text = Path(name).read_text(encoding="utf-8")
     missing = {"prompt", "A", "B"} - set(PLACES.findall(text))
     if missing:
-        raise ValueError(
+        raise BadInput(
             f"judge.prompt={name!r} lacks {{{'}, {'.join(sorted(missing))}}}; write each where its "
             "text goes, and ask for one letter: A, B, or C for a tie"
         )
@@ -91,13 +92,13 @@ def read(response: Any, settings: Judge) -> dict[str, Any]:
         verdict; ``input_tokens`` and ``output_tokens`` as the server counted them, or 0.
 
     Raises:
-        ValueError: log-probabilities were asked for, and there are none.
+        BadInput: log-probabilities were asked for, and there are none.
     """
     choice = response.choices[0]
     text = choice.message.content or ""
     if settings.answer == "logprobs":
         if choice.logprobs is None or not choice.logprobs.content:
-            raise ValueError(
+            raise BadInput(
                 f"judge.answer=logprobs: {settings.base_url} returns no log-probabilities; use "
                 "judge.answer=text there"
             )

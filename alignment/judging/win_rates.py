@@ -32,6 +32,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from reprise.rollout.errors import BadInput
 from reprise.rollout.run.intervals import variance_of
 
 STRENGTHS = np.logspace(-4, 4, 10)  # C, the inverse of the penalty
@@ -87,11 +88,11 @@ def length_controlled_win_rate(
     of G = 20 groups, s^2 = (G - 1) / G sum_g (theta_(g) - mean)^2, 19 degrees of freedom.
 
     Raises:
-        ValueError: fewer than ten comparisons: five folds need two each.
+        BadInput: fewer than ten comparisons: five folds need two each.
     """
     p = np.asarray(preferences, dtype=np.float64)
     if len(p) < 2 * FOLDS:
-        raise ValueError(
+        raise BadInput(
             f"{len(p)} judged pairs are too few for a length-controlled win rate; judge at least "
             f"{2 * FOLDS}"
         )

@@ -25,6 +25,7 @@ from transformers import PreTrainedTokenizerBase
 
 from reprise.alignment.data import tokenize_answers, tokenize_prompts
 from reprise.alignment.rewards.reward import Conversation, RewardModel, Rewards
+from reprise.rollout.errors import BadInput
 
 PROBES = ("A short answer.", "Another one, which ends in another token and is longer")
 TOLERANCE, TOLERANCE_BF16 = 1e-3, 0.1  # of a score under padding, relative to 1 + |score|
@@ -41,7 +42,7 @@ def check_rewards(
         conversations: those prompts as messages, where the data is a chat; else None.
 
     Raises:
-        ValueError: what is wrong, and the remedy.
+        BadInput: what is wrong, and the remedy.
     """
     for _, term in rewards.terms:
         if isinstance(term, RewardModel):
@@ -65,7 +66,7 @@ def _check_model(model: RewardModel, prompt: np.ndarray, conversation: Conversat
     together = model.forward(read)
     tolerance = TOLERANCE_BF16 if model.autocast else TOLERANCE
     if np.any(np.abs(alone - together) > tolerance * (1 + np.abs(alone))):  # NaN is found later
-        raise ValueError(
+        raise BadInput(
             f"{name}: two answers score {alone.tolist()} alone and {together.tolist()} padded into "
             "one batch: it does not find the last real token behind its padding; set its config's "
             "pad_token_id, or use a model that handles padding on the right"
@@ -79,7 +80,7 @@ def _check_bos(tokenizer: PreTrainedTokenizerBase, read: np.ndarray, name: str) 
     count = int((read == bos).sum()) if bos != tokenizer.eos_token_id else 1
     wanted = tokenizer("a")["input_ids"][:1] == [bos]
     if count > 1 or (wanted and count == 0):
-        raise ValueError(
+        raise BadInput(
             f"{name}: it would read {count} BOS tokens ({tokenizer.bos_token}), and was trained on "
             f"one: {tokenizer.convert_ids_to_tokens(read[:8].tolist())}...; look at its chat "
             "template and at its tokenizer's add_bos_token"
@@ -90,7 +91,7 @@ def _check_template(
     model: RewardModel, conversation: Conversation, read: np.ndarray, name: str
 ) -> None:
     if not model.tokenizer.chat_template:
-        raise ValueError(
+        raise BadInput(
             f"{name} has no chat template, and the data is a chat: it would read the policy's "
             "template; save its tokenizer with the chat_template that it was trained with"
         )
@@ -99,7 +100,7 @@ def _check_template(
     for content in {part.strip() for part in said}:
         expected = sum(other.count(content) for other in said)
         if content and text.count(content) != expected:
-            raise ValueError(
+            raise BadInput(
                 f"{name}: its chat template gives {content[:40]!r} {text.count(content)} times, "
                 f"and the chat has it {expected} times; every message has to be there once"
             )
@@ -118,18 +119,18 @@ def _check_last_token(
     if model.source.read_at is not None:
         wanted = tokenizer.convert_tokens_to_ids(model.source.read_at)
         if set(last) != {wanted}:
-            raise ValueError(
+            raise BadInput(
                 f"{name}: it is read at {seen[0]!r}, and read_at says {model.source.read_at!r}; "
                 "correct read_at, or the template that ends the text"
             )
     elif chat and len(set(last)) > 1:
-        raise ValueError(
+        raise BadInput(
             f"{name}: its chat template leaves an answer open: two answers end in {seen}, so the "
             "score would be read at whatever word comes last; set read_at to the token that it was "
             "trained to be read at, and use a template that writes it"
         )
     elif not chat and (set(last) != {tokenizer.eos_token_id} or cut[-1] == tokenizer.eos_token_id):
-        raise ValueError(
+        raise BadInput(
             f"{name}: complete answers end in {seen} and a cut one in "
             f"{tokenizer.convert_ids_to_tokens([int(cut[-1])])}; EOS ({tokenizer.eos_token}) has "
             "to end the complete ones and no other, or set read_at"
@@ -156,7 +157,7 @@ def _check_pairs(rewards: Rewards, file: str, accuracy: float) -> float:
     right = scores[0] > scores[1]
     if right.mean() < accuracy:
         row = int(np.argmin(right))
-        raise ValueError(
+        raise BadInput(
             f"reward.check.file={file!r}: {int(right.sum())} of {len(rows)} known pairs are ranked "
             f"right, fewer than accuracy={accuracy:g}. Line {row + 1}: "
             f"{rows[row]['better'][:40]!r} gets {scores[0][row]:.4g}, "
@@ -168,19 +169,19 @@ def _check_pairs(rewards: Rewards, file: str, accuracy: float) -> float:
 
 def _read_pairs(file: str) -> list[dict[str, Any]]:
     if not Path(file).is_file():
-        raise ValueError(f"reward.check.file={file!r} does not exist; give a .jsonl file")
+        raise BadInput(f"reward.check.file={file!r} does not exist; give a .jsonl file")
     rows = []
     lines = Path(file).read_text(encoding="utf-8").splitlines()
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(f"reward.check.file={file!r}, line {number}: {error}") from error
+            raise BadInput(f"reward.check.file={file!r}, line {number}: {error}") from error
         if not isinstance(row, dict) or not {"prompt", "better", "worse"} <= row.keys():
-            raise ValueError(
+            raise BadInput(
                 f"reward.check.file={file!r}, line {number}: should have prompt, better and worse"
             )
         rows.append(row)
     if not rows:
-        raise ValueError(f"reward.check.file={file!r} holds no pairs")
+        raise BadInput(f"reward.check.file={file!r} holds no pairs")
     return rows

@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from reprise.rollout.errors import BadInput
 from reprise.rollout.run.settings import Settings
 
 
@@ -50,16 +51,16 @@ class _Source(Settings):
     @model_validator(mode="after")
     def _fits_its_kind(self) -> _Source:
         if self.url is not None and "@" in self.url.split("/")[2]:
-            raise ValueError(
+            raise BadInput(
                 "url holds a user or password, which would be written to config.yaml; put a token "
                 "into an environment variable and name that in token_variable"
             )
         if self.token_variable is not None and self.url is None:
-            raise ValueError(f"token_variable={self.token_variable!r} is for url, which is not set")
+            raise BadInput(f"token_variable={self.token_variable!r} is for url, which is not set")
         if self.model is None and (
             self.trust_remote_code or self.revision or self.read_at or self.output != "logits"
         ):
-            raise ValueError(
+            raise BadInput(
                 "output, trust_remote_code, revision and read_at belong to model, which is not set"
             )
         return self
@@ -78,7 +79,7 @@ class RewardTerm(_Source):
     @model_validator(mode="after")
     def _one_kind(self) -> RewardTerm:
         if len(self.kinds) != 1:
-            raise ValueError(
+            raise BadInput(
                 f"a term of reward.terms has {' and '.join(self.kinds) or 'no source'}; give it "
                 "one of model, function and url"
             )
@@ -113,7 +114,7 @@ class Reward(_Source):
     def _some_source(self) -> Reward:
         given = [*self.kinds, *(["terms"] if self.terms else [])]
         if len(given) != 1:
-            raise ValueError(
+            raise BadInput(
                 f"reward has {' and '.join(given) or 'no source'}; give it exactly one of model, "
                 "function, url and terms (a list, for several)"
             )

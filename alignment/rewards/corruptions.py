@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from reprise.alignment.config import Corruptions
+from reprise.rollout.errors import BadInput
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Corruptor:
                 return Rejected(text, kind)
         if kind == "related":
             return self._other(row, range(len(self.references)), "other", generator)
-        raise ValueError(
+        raise BadInput(
             f"the reference of row {row} is that of nearly every other row too; a reward model "
             "cannot be trained on these references alone: give preferences (chosen, rejected)"
         )

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from reprise.alignment.rewards.config import RewardTerm
+from reprise.rollout.errors import BadInput
 from reprise.rollout.json_server import JsonServer
 
 
@@ -32,7 +33,7 @@ class RemoteReward:
         batch_size: completions in a request.
 
     Raises:
-        ValueError: it does not say which model it is.
+        BadInput: it does not say which model it is.
         OutageError: it cannot be reached.
     """
 
@@ -44,7 +45,7 @@ class RemoteReward:
         )
         answer = self.server.get()
         if not isinstance(answer, dict) or not isinstance(answer.get("model"), str):
-            raise ValueError(
+            raise BadInput(
                 f"reward.url={self.url!r}: GET should answer {{'model': 'name and version'}}, and "
                 f"answered {str(answer)[:100]!r}; see alignment/rewards/remote.py for the protocol"
             )
@@ -56,7 +57,7 @@ class RemoteReward:
         """Rewards, float32.
 
         Raises:
-            ValueError: not as many finite numbers as completions.
+            BadInput: not as many finite numbers as completions.
         """
         scores: list[float] = []
         for start in range(0, len(completions), self.batch_size):
@@ -76,16 +77,16 @@ def check_rewards(rewards: Any, count: int, who: str) -> list[float]:
     """`rewards` as `count` finite floats.
 
     Raises:
-        ValueError: they are something else.
+        BadInput: they are something else.
     """
     if not hasattr(rewards, "__len__") or isinstance(rewards, str | dict):
-        raise ValueError(f"{who} gave {str(rewards)[:80]!r}; it should give {count} numbers")
+        raise BadInput(f"{who} gave {str(rewards)[:80]!r}; it should give {count} numbers")
     if len(rewards) != count:
-        raise ValueError(f"{who} gave {len(rewards)} rewards for {count} completions")
+        raise BadInput(f"{who} gave {len(rewards)} rewards for {count} completions")
     values = []
     for place, reward in enumerate(rewards):
         number = isinstance(reward, int | float | np.number) and math.isfinite(reward)
         if not number or isinstance(reward, bool):
-            raise ValueError(f"{who} gave {reward!r} at {place}; every reward is a finite number")
+            raise BadInput(f"{who} gave {reward!r} at {place}; every reward is a finite number")
         values.append(float(reward))
     return values

@@ -37,7 +37,7 @@ class Rewards:
         autocast: run them in bfloat16 autocast.
 
     Raises:
-        ValueError: a source cannot be loaded, or is not what it should be.
+        BadInput: a source cannot be loaded, or is not what it should be.
         OutageError: a reward server cannot be reached.
     """
 

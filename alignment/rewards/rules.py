@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from reprise.alignment.rewards.remote import check_rewards
+from reprise.rollout.errors import BadInput
 from reprise.rollout.functions import identity, load_function
 
 
@@ -31,7 +32,7 @@ class RuleReward:
         path: ``package.module:function``.
 
     Raises:
-        ValueError: there is no such function, or it does not take prompts and completions.
+        BadInput: there is no such function, or it does not take prompts and completions.
     """
 
     def __init__(self, path: str) -> None:
@@ -41,7 +42,7 @@ class RuleReward:
         any_name = any(p.kind is p.VAR_KEYWORD for p in taken.values())
         missing = {"prompts", "completions"} - taken.keys()
         if missing and not any_name:
-            raise ValueError(
+            raise BadInput(
                 f"reward.function={path!r} has no parameter {' and '.join(sorted(missing))}; "
                 "define it as f(prompts, completions)"
             )
@@ -58,7 +59,7 @@ class RuleReward:
         """Rewards, float32.
 
         Raises:
-            ValueError: not as many finite numbers as completions.
+            BadInput: not as many finite numbers as completions.
         """
         extras: dict[str, Any] = {
             "terminated": [bool(ended) for ended in terminated],

@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reprise.rollout.errors import BadInput
+
 
 @dataclass(frozen=True, eq=False)
 class Bandit:
@@ -47,27 +49,27 @@ class Bandit:
     def __post_init__(self) -> None:
         """Refuse what the theory does not cover."""
         if not self.gamma > 0:
-            raise ValueError(
+            raise BadInput(
                 f"gamma={self.gamma}: the KL regularization must be above 0; the paper uses 1/R"
             )
         if not self.radius > 0:
-            raise ValueError(f"radius={self.radius}: the ball of parameters needs a radius above 0")
+            raise BadInput(f"radius={self.radius}: the ball of parameters needs a radius above 0")
         if not (1 <= self.norm <= 2 or self.norm == math.inf):
-            raise ValueError(f"norm={self.norm}: the ball's p must lie in [1, 2], or be infinity")
+            raise BadInput(f"norm={self.norm}: the ball's p must lie in [1, 2], or be infinity")
         if self.features.ndim != 3 or 0 in self.features.shape or self.features.shape[1] < 2:
-            raise ValueError(
+            raise BadInput(
                 f"features of shape {tuple(self.features.shape)} should have the shape (prompts, "
                 "responses, d), with at least one prompt and two responses"
             )
         longest = float(self.features.norm(dim=2).max())
         if longest > 1 + 1e-9:
-            raise ValueError(
+            raise BadInput(
                 f"a feature vector has norm {longest:.4g}; the bounds need norms of at most 1: "
                 "divide all features by the largest norm (and multiply theta* by it)"
             )
         size = float(torch.linalg.vector_norm(self.theta_star, self.norm))
         if size > self.radius * (1 + 1e-9):
-            raise ValueError(
+            raise BadInput(
                 f"theta* has L_{self.norm:g} norm {size:.4g}, outside the ball of radius "
                 f"{self.radius:g}: enlarge radius, or shrink theta*"
             )
@@ -231,7 +233,7 @@ def skewed(
     gamma = 1 / radius if gamma is None else gamma
     if norm == 1:
         if dimension % 2 or radius <= math.log(dimension) + 1:
-            raise ValueError(
+            raise BadInput(
                 f"dimension={dimension}, radius={radius}: the skewed instance needs an even "
                 "dimension and radius above ln(dimension) + 1"
             )

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from reprise.alignment.config import RoundSizes
+from reprise.rollout.errors import BadInput
 from reprise.rollout.run.experiment import Experiment
 from reprise.rollout.run.settings import Settings
 
@@ -166,7 +167,7 @@ class BanditExperiment(Experiment):
     def _study_fits_instance(self) -> BanditExperiment:
         fixed = isinstance(self.instance, Dyadic)
         if fixed and isinstance(self.study, Scaling) and self.study.dimensions:
-            raise ValueError("study.dimensions: a dyadic instance has responses, no dimension")
+            raise BadInput("study.dimensions: a dyadic instance has responses, no dimension")
         return self
 
 

@@ -26,6 +26,7 @@ from reprise.alignment.models import load_policy, load_tokenizer
 from reprise.alignment.theory.bandit import largest_ratio
 from reprise.alignment.theory.config import CoverageOfRun
 from reprise.alignment.theory.report import Figure, write_table
+from reprise.rollout.errors import BadInput
 from reprise.rollout.randomness import Streams
 from reprise.rollout.run.run_dir import RunDir
 from reprise.rollout.store import RoundStore
@@ -38,7 +39,7 @@ def run(config: CoverageOfRun, run_dir: RunDir) -> dict[str, Any]:
     source = Path(config.run)
     evaluations, rounds = RoundStore(source / "evaluations"), RoundStore(source / "rounds")
     if len(evaluations.rounds()) < 2:
-        raise ValueError(
+        raise BadInput(
             f"run={config.run!r} holds no samples of two or more policies under evaluations/; name "
             "the directory of a finished alignment.on_policy or alignment.offline run"
         )

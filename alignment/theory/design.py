@@ -26,6 +26,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from reprise.rollout.errors import BadInput
+
 REFRESH = 64  # rank-one updates of M^-1 lose about a digit in a thousand; begin afresh long before
 
 
@@ -89,7 +91,7 @@ def g_optimal_design(
         The design. Its support has at most d (d + 1) / 2 + 1 points (d + 1 for d if centred).
 
     Raises:
-        ValueError: no points, points that are not finite, or that do not span R^d.
+        BadInput: no points, points that are not finite, or that do not span R^d.
     """
     points = _checked(features, 2, "(points, d)")
     _check_tolerance(tolerance)
@@ -137,7 +139,7 @@ def preferential_design(features: np.ndarray, tolerance: float = 0.01) -> Prefer
         tolerance: relative gap of the conditional designs and of the global one.
 
     Raises:
-        ValueError: nothing to choose from, or the centred features do not span R^d.
+        BadInput: nothing to choose from, or the centred features do not span R^d.
     """
     phi = _checked(features, 3, "(prompts, responses, d)")
     conditional = conditional_designs(phi, tolerance)
@@ -356,12 +358,12 @@ def _orthonormal(points: np.ndarray) -> np.ndarray:
     """An orthonormal basis of the columns, shape (points, d).
 
     Raises:
-        ValueError: the rows do not span R^d.
+        BadInput: the rows do not span R^d.
     """
     left, singular, _ = np.linalg.svd(points, full_matrices=False)
     rank = int((singular > 1e-10 * max(singular[0], 1e-300)).sum())
     if rank < points.shape[1]:
-        raise ValueError(
+        raise BadInput(
             f"features span only {rank} of {points.shape[1]} dimensions (a centred design counts "
             "one more); project them onto their span first, e.g. on the leading right singular "
             "vectors, or add points"
@@ -372,15 +374,15 @@ def _orthonormal(points: np.ndarray) -> np.ndarray:
 def _checked(features: np.ndarray, axes: int, shape: str) -> np.ndarray:
     features = np.asarray(features, dtype=np.float64)
     if features.ndim != axes or 0 in features.shape:
-        raise ValueError(
+        raise BadInput(
             f"features of shape {features.shape} should have the shape {shape}, with at least one "
             "entry along each axis: a design over nothing has an empty support"
         )
     if not np.isfinite(features).all():
-        raise ValueError("features hold NaN or infinity; remove those points first")
+        raise BadInput("features hold NaN or infinity; remove those points first")
     return features
 
 
 def _check_tolerance(tolerance: float) -> None:
     if not 0 < tolerance < 1:
-        raise ValueError(f"tolerance={tolerance} is a relative gap: choose it between 0 and 1")
+        raise BadInput(f"tolerance={tolerance} is a relative gap: choose it between 0 and 1")

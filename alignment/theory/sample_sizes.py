@@ -17,6 +17,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from reprise.rollout.errors import BadInput
+
 CONSTANT = 52.0  # Eqs. 5 and 6; 2 * 5.09^2, rounded up
 
 
@@ -60,7 +62,7 @@ class Setting:
             ("eta", self.eta, 0 < self.eta < 1, "lie between 0 and 1"),
         ):
             if not fine:
-                raise ValueError(f"{key}={value} must {rule}")
+                raise BadInput(f"{key}={value} must {rule}")
 
     @property
     def scale(self) -> float:
@@ -131,10 +133,10 @@ def schedule(s: Setting, alpha: float, start: float = 1.0) -> list[int]:
         start: r_0.
 
     Raises:
-        ValueError: alpha or r_0 is not above 0.
+        BadInput: alpha or r_0 is not above 0.
     """
     if not (alpha > 0 and start > 0):
-        raise ValueError(f"alpha={alpha} and r_0={start} must be above 0: C is super-quadratic")
+        raise BadInput(f"alpha={alpha} and r_0={start} must be above 0: C is super-quadratic")
     count = max(1, math.floor(math.log(max(s.radius / start, 1.0)) / math.log(1 / s.eta)) + 1)
     first = threshold(s)
     sizes = [math.ceil(first * s.eta ** (alpha * k)) for k in range(count)]

@@ -38,6 +38,7 @@ from reprise.alignment.theory.report import (
     write_table,
 )
 from reprise.alignment.theory.scaling import complexity, coverage, scaling
+from reprise.rollout.errors import BadInput
 from reprise.rollout.randomness import Streams
 from reprise.rollout.run.run_dir import RunDir
 
@@ -233,7 +234,7 @@ def regions(
 ) -> dict[str, Any]:
     """Radii within which `level` of the estimates lie around theta*, and one run among them."""
     if bandit.span.shape[1] != 2:
-        raise ValueError(
+        raise BadInput(
             f"instance: its features differ along {bandit.span.shape[1]} dimensions; the regions "
             "of Figure 1 are drawn in 2 (skewed: dimension 2 with norm 1, or 3 above)"
         )

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator
 
+from reprise.rollout.errors import BadInput
+
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
@@ -93,7 +95,7 @@ def check_training_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
     """Return `arguments` if each is a field of `TrainingArguments` with a value of its type.
 
     Raises:
-        ValueError: names every unknown, reserved or ill-typed key, all at once.
+        BadInput: names every unknown, reserved or ill-typed key, all at once.
     """
     known = training_argument_types()
     problems = []
@@ -109,7 +111,7 @@ def check_training_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
         elif isinstance(value, int | float) and value < AT_LEAST.get(key, value):
             problems.append(f"'{key}' is {value!r}, but should be at least {AT_LEAST[key]}")
     if problems:
-        raise ValueError("; ".join(problems))
+        raise BadInput("; ".join(problems))
     return arguments
 
 
@@ -135,12 +137,12 @@ def make_training_arguments(
         length: ``max_steps`` or ``num_train_epochs``.
 
     Raises:
-        ValueError: `batch_size` cannot be split over the processes, or the class refuses a value
+        BadInput: `batch_size` cannot be split over the processes, or the class refuses a value
             that its type allows, such as an unknown scheduler or optimizer.
     """
     per_device = train.get("per_device_train_batch_size", 8)
     if batch_size % (per_device * world):
-        raise ValueError(
+        raise BadInput(
             f"batch_size={batch_size} must be a multiple of "
             f"train.per_device_train_batch_size={per_device} times {world} processes"
         )
@@ -168,9 +170,9 @@ def make_training_arguments(
     try:
         made = TrainingArguments(**arguments)
     except (ValueError, ImportError) as error:
-        raise ValueError(f"train: transformers.TrainingArguments refuses it: {error}") from error
+        raise BadInput(f"train: transformers.TrainingArguments refuses it: {error}") from error
     if made.eval_strategy != "no":
-        raise ValueError(
+        raise BadInput(
             f"train.eval_strategy={arguments['eval_strategy']!r}: every experiment measures itself "
             "on held-out data, and the Trainer is given none; leave it out"
         )

@@ -16,6 +16,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from reprise.rollout.errors import BadInput
 from reprise.rollout.run.settings import Settings
 
 Strategy = Literal["single", "ddp", "fsdp2", "zero2", "zero3"]
@@ -41,12 +42,12 @@ class Parallelism(Settings):
     @model_validator(mode="after")
     def _only_sharded_parameters_have_shards(self) -> Parallelism:
         if self.shards is not None and self.strategy not in (*SHARDED, None):
-            raise ValueError(
+            raise BadInput(
                 f"shards={self.shards}: {self.strategy} does not shard parameters; leave it out, "
                 f"or choose one of {', '.join(SHARDED)}"
             )
         if self.strategy == "single" and (self.processes or 1) > 1:
-            raise ValueError(f"strategy=single cannot have processes={self.processes}")
+            raise BadInput(f"strategy=single cannot have processes={self.processes}")
         return self
 
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from reprise.alignment.training.parallelism import SHARDED, Parallelism, launched_strategy
+from reprise.rollout.errors import BadInput
 
 # Top-level keys of a DeepSpeed config (0.19) that a run of ours may have.
 DEEPSPEED_KEYS = set(
@@ -51,19 +52,19 @@ def check_strategy(asked: Parallelism, world: int, supported: tuple[str, ...]) -
         supported: what this experiment can train with.
 
     Raises:
-        ValueError: not what the launcher or the config asked for, or not supported.
+        BadInput: not what the launcher or the config asked for, or not supported.
     """
     launched = launched_strategy(os.environ, world)
     wanted = asked.strategy or launched
     if launched == wanted == "single":
         return wanted
     if launched not in supported:
-        raise ValueError(
+        raise BadInput(
             f"the launch is for {launched!r}, which this experiment cannot train with; use one of "
             f"{', '.join(supported)} (launch/accelerate has a file for each)"
         )
     if launched == "fsdp2" and os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING", "") == "true":
-        raise ValueError(
+        raise BadInput(
             "fsdp_cpu_ram_efficient_loading=true gives all processes but the first models without "
             "weights, and every process samples; set it to false in the launcher's file"
         )
@@ -76,7 +77,7 @@ def check_strategy(asked: Parallelism, world: int, supported: tuple[str, ...]) -
     AcceleratorState._reset_state()  # the Trainer makes its own
     forget_deepspeed()
     if found != wanted:
-        raise ValueError(
+        raise BadInput(
             f"parallelism.strategy={wanted!r} was asked for, but Accelerate runs {found!r} with "
             f"{world} process{'es' * (world > 1)}. It falls back without a word on CPU and for a "
             "single process; use GPUs, more processes, or another file of launch/accelerate"
@@ -97,7 +98,7 @@ def check_deepspeed_keys(config: Mapping[str, object]) -> None:
     """Refuse top-level keys that DeepSpeed does not know, which its own parser passes over.
 
     Raises:
-        ValueError: names them, with the nearest known ones.
+        BadInput: names them, with the nearest known ones.
     """
     unknown = [key for key in config if key not in DEEPSPEED_KEYS]
     if unknown:
@@ -106,7 +107,7 @@ def check_deepspeed_keys(config: Mapping[str, object]) -> None:
             f"{key!r}" + (f", did you mean {close[0]!r}?" if close else "")
             for key, close in zip(unknown, near, strict=True)
         )
-        raise ValueError(f"the DeepSpeed config has keys that DeepSpeed does not know: {listed}")
+        raise BadInput(f"the DeepSpeed config has keys that DeepSpeed does not know: {listed}")
 
 
 def check_shards(model: nn.Module, asked: Parallelism, world: int) -> None:
@@ -118,7 +119,7 @@ def check_shards(model: nn.Module, asked: Parallelism, world: int) -> None:
         world: number of processes.
 
     Raises:
-        ValueError: the parameters are not in as many shards as were asked for.
+        BadInput: the parameters are not in as many shards as were asked for.
     """
     strategy = launched_strategy(os.environ, world)  # which `check_strategy` found in use
     if strategy not in SHARDED or world == 1:
@@ -126,7 +127,7 @@ def check_shards(model: nn.Module, asked: Parallelism, world: int) -> None:
     held, total = shares(model)
     shards = asked.shards or world
     if held * shards > SLACK * total:
-        raise ValueError(
+        raise BadInput(
             f"parallelism: under {strategy} each parameter was to be in {shards} shards, but this "
             f"process holds {held:,} of {total:,} elements; check fsdp_* or zero_stage of the "
             "launcher's file, and parallelism.shards"

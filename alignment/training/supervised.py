@@ -28,6 +28,7 @@ from reprise.alignment.training.arguments import make_training_arguments
 from reprise.alignment.training.checkpoints import StrictCheckpoints, last_complete_checkpoint
 from reprise.alignment.training.muon import MuonAdamW
 from reprise.alignment.training.sharding import check_strategy
+from reprise.rollout.errors import BadInput
 from reprise.rollout.run.run_dir import RunDir
 
 BUCKET = 32  # optimizer steps whose examples are sorted by length together
@@ -47,11 +48,11 @@ def training_order(
     step is left out, another remainder each epoch.
 
     Raises:
-        ValueError: fewer examples than one step needs.
+        BadInput: fewer examples than one step needs.
     """
     count = len(lengths)
     if count < batch_size:
-        raise ValueError(
+        raise BadInput(
             f"batch_size={batch_size} exceeds the {count} examples; lower batch_size or raise "
             "data.max_examples"
         )

@@ -37,6 +37,7 @@ from reprise.alignment.pairs import Targets
 from reprise.alignment.training.arguments import make_training_arguments
 from reprise.alignment.training.checkpoints import StrictCheckpoints, last_complete_checkpoint
 from reprise.alignment.training.sharding import check_shards, forget_deepspeed
+from reprise.rollout.errors import BadInput
 from reprise.rollout.run.run_dir import RunDir
 from reprise.rollout.types import Pairs
 
@@ -59,10 +60,10 @@ def minibatch_order(
         int64, shape (epochs * (pairs // batch_size) * batch_size,).
 
     Raises:
-        ValueError: fewer pairs than one step needs.
+        BadInput: fewer pairs than one step needs.
     """
     if pairs < batch_size:
-        raise ValueError(
+        raise BadInput(
             f"batch_size={batch_size} exceeds the {pairs} pairs of this round; lower batch_size "
             "or raise prompts_per_round"
         )
@@ -106,7 +107,7 @@ def training_arguments(config: OnPolicy | Offline, folder: Path, world: int) -> 
     """The config's ``train:`` section with what follows from the rest of the config.
 
     Raises:
-        ValueError: `batch_size` cannot be split over the processes, `train:` is refused, or there
+        BadInput: `batch_size` cannot be split over the processes, `train:` is refused, or there
             is no such loss.
     """
     loss_function(loss_name(config.objective))
@@ -153,7 +154,7 @@ def update(
 
     Raises:
         FloatingPointError: the loss is not finite.
-        ValueError: the policy is not the one that the stored log-probabilities belong to.
+        BadInput: the policy is not the one that the stored log-probabilities belong to.
     """
     folder = run_dir.checkpoints / f"update-{round:05d}"
     trainer = RoundTrainer(
@@ -292,7 +293,7 @@ class RoundTrainer(StrictCheckpoints, Trainer):
     def _refuse_another_policy(self, logprobs: Tensor, stored: Tensor) -> None:
         gap = (logprobs - stored).abs().max().item()
         if not gap <= self.tolerance:
-            raise ValueError(
+            raise BadInput(
                 f"round {self.round}: before its first step the policy's log-probabilities differ "
                 f"from the stored ones of pi_k by up to {gap:.3g} nats, more than "
                 f"first_step_tolerance={self.tolerance:g}. The data was drawn by another policy, "

@@ -29,6 +29,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from reprise.rollout.errors import BadInput
+
 ROUNDING = 1e-6  # of the largest singular value: what float32 observations cannot tell from 0
 MOVES = 30  # of polishing, at most
 
@@ -204,18 +206,18 @@ def solve(
         gamma: discount.
 
     Raises:
-        ValueError: fewer candidates than the constraint's moments, or it cannot be met.
+        BadInput: fewer candidates than the constraint's moments, or it cannot be met.
     """
     needed = points_needed(full)
     if len(candidates) < needed:
-        raise ValueError(
+        raise BadInput(
             f"size={len(candidates)}: the moment constraint has {needed - 1} independent equations "
             f"and the weights sum to 1, so at least {needed} points are needed"
         )
     losses = np.square(full.residual @ predictors.T - gamma * alphas)  # [n, K]
     found = fit_weights(losses, candidates, equations(full.moments))
     if found is None:
-        raise ValueError(
+        raise BadInput(
             f"size={len(candidates)}: no weights on these points meet the moment constraint: the "
             "training set's moments lie outside their convex hull; take more points"
         )

@@ -34,6 +34,7 @@ from reprise.distill.decomposable.convex import (
     predictors_needed,
 )
 from reprise.distill.decomposable.features import Features, Steps, losses_of, recorded, synthetic
+from reprise.rollout.errors import BadInput
 from reprise.rollout.randomness import Streams
 from reprise.rollout.run import cells
 from reprise.rollout.run.intervals import mean_of, student
@@ -88,7 +89,7 @@ class Work:
             self.recorded = {ended: recorded(config, ended) for ended in (False, True)}
             width = self.recorded[False].states.shape[1]
             if "linear" in config.features and max(config.dimensions) > width:
-                raise ValueError(
+                raise BadInput(
                     f"dimensions={config.dimensions} with features linear: a state of "
                     f"{config.environment} has {width} numbers, and linear features of more are "
                     f"dependent; take at most {width}, or other features"
@@ -102,7 +103,7 @@ class Work:
         there = len(self.recorded[arm == "terminated"].actions) if self.recorded else None
         there = self.config.data_size if there is None else there
         if needed > there:
-            raise ValueError(
+            raise BadInput(
                 f"room={self.config.room:g} with dimension {dimension}: {needed} candidates of "
                 f"{there} transitions ({arm}); take less room, smaller dimensions or more data_size"
             )

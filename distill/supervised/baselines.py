@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from reprise.rollout.errors import BadInput
+
 
 @dataclass(frozen=True)
 class Subset:
@@ -22,10 +24,10 @@ def random_subset(training: np.ndarray, size: int, draw: np.random.Generator) ->
     """`size` rows without replacement: also where distillation starts.
 
     Raises:
-        ValueError: there are not so many rows.
+        BadInput: there are not so many rows.
     """
     if size > len(training):
-        raise ValueError(f"sizes: {size} is more than the {len(training)} training points")
+        raise BadInput(f"sizes: {size} is more than the {len(training)} training points")
     return Subset(training[draw.choice(len(training), size, replace=False)])
 
 

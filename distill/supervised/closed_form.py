@@ -20,6 +20,8 @@ import warnings
 
 import numpy as np
 
+from reprise.rollout.errors import BadInput
+
 TOLERANCE = 1e-13
 
 
@@ -40,7 +42,7 @@ def closed_form(
             the best approximation in spectral norm (Eckart and Young), off by the next one.
 
     Raises:
-        ValueError: N is below the rank of M.
+        BadInput: N is below the rank of M.
     """
     root = _root(moment, size, truncate)
     basis = np.linalg.qr(draw.standard_normal((size, root.shape[0])))[0]
@@ -55,7 +57,7 @@ def closed_form_centred(
     The covariance is over N, not N - 1. Some start Q can lead Newton's method astray; 20 are tried.
 
     Raises:
-        ValueError: N is at most the rank of the covariance.
+        BadInput: N is at most the rank of the covariance.
 
     Warns:
         UnequalNorms: no equal distances were found; mean and covariance are right all the same.
@@ -153,7 +155,7 @@ def _root(moment: np.ndarray, most: int, truncate: bool, also: str = "") -> np.n
     rank = int((values > len(values) * np.finfo(float).eps * max(values[0], 0.0)).sum())
     if rank > most and not truncate:
         size = most + 1 if also else most
-        raise ValueError(
+        raise BadInput(
             f"size={size} is below the size bound: moments of rank {rank} need at least {rank} "
             f"points{', and ' + also if also else ''}"
         )

@@ -24,6 +24,7 @@ import numpy as np
 
 from reprise.distill.config import RegressionData, SyntheticData
 from reprise.rollout.cartpole import cache_folder
+from reprise.rollout.errors import BadInput
 from reprise.rollout.files import write_bytes
 
 UCI = "https://archive.ics.uci.edu/ml/machine-learning-databases/wine-quality/"
@@ -41,7 +42,7 @@ def load(data: RegressionData, draw: np.random.Generator) -> Table:
     """The data set of a config; `draw` makes the synthetic one.
 
     Raises:
-        ValueError: it cannot be had (with the remedy), or a value is missing or no number.
+        BadInput: it cannot be had (with the remedy), or a value is missing or no number.
     """
     if data.name == "synthetic":
         return synthetic(data.synthetic, draw)
@@ -78,27 +79,27 @@ def read_csv(path: Path, target: str) -> Table:
     """All columns of a CSV file as numbers, `target` apart.
 
     Raises:
-        ValueError: no such file or column, or a cell that is no finite number, by row and column.
+        BadInput: no such file or column, or a cell that is no finite number, by row and column.
     """
     if not path.is_file():
-        raise ValueError(f"data.name='{path}': no such file; check the path")
+        raise BadInput(f"data.name='{path}': no such file; check the path")
     with open(path, newline="", encoding="utf-8") as file:
         first = file.readline()
         file.seek(0)
         separator = max(",;\t", key=first.count)
         header, *rows = list(csv.reader(file, delimiter=separator))
     if target not in header:
-        raise ValueError(
+        raise BadInput(
             f"data.target='{target}': {path} has no such column; it has {', '.join(header)}"
         )
     for number, row in enumerate(rows):
         if len(row) != len(header):
-            raise ValueError(
+            raise BadInput(
                 f"data.name='{path}': row {number} has {len(row)} cells, the header {len(header)}"
             )
         for name, cell in zip(header, row, strict=True):
             if not _is_number(cell):
-                raise ValueError(
+                raise BadInput(
                     f"data.name='{path}': row {number} has {cell!r} as '{name}', which is no "
                     "number; code or drop the column, or drop the row"
                 )
@@ -123,12 +124,12 @@ def _checked(
     if len(bad):
         row, column = map(int, bad[0])
         where = "target" if column == features.shape[1] else f"feature {column}"
-        raise ValueError(
+        raise BadInput(
             f"data.name='{name}': row {row} has {values[row, column]} as its {where} "
             f"({len(bad)} such cells); drop or fill these rows"
         )
     if len(values) < 4:
-        raise ValueError(f"data.name='{name}': {len(values)} rows are too few to split")
+        raise BadInput(f"data.name='{name}': {len(values)} rows are too few to split")
     return Table(values[:, :-1], values[:, -1])
 
 
@@ -137,7 +138,7 @@ def _checked(
 
 def _boston() -> Table:
     if importlib.util.find_spec("mlxtend") is None:
-        raise ValueError(
+        raise BadInput(
             "data.name='boston': it ships with the package mlxtend, which is not installed; "
             "pip install mlxtend, or set data: {name: PATH.csv, target: COLUMN}"
         )
@@ -157,7 +158,7 @@ def _california() -> Table:
                 data_home=folder, return_X_y=True, n_retries=1, delay=0.5
             )
     except OSError as error:
-        raise ValueError(
+        raise BadInput(
             f"data.name='california': it is not in {folder}, and cannot be downloaded ({error}); "
             "fetch it with sklearn.datasets.fetch_california_housing on a machine with a network "
             "and copy that folder, or set data: {name: PATH.csv, target: COLUMN}"
@@ -178,7 +179,7 @@ def _wine(name: str) -> Path:
             with urllib.request.urlopen(UCI + file, timeout=30) as answer:
                 content = answer.read()
         except OSError as error:
-            raise ValueError(
+            raise BadInput(
                 f"data.name='{name}': there is no {looked}, and {UCI + file} cannot be downloaded "
                 f"({error}); put the file into a folder and name that in REPRISE_DATA, or set "
                 "data: {name: PATH.csv, target: quality}"

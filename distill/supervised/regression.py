@@ -31,6 +31,7 @@ import numpy as np
 
 from reprise.distill.supervised.closed_form import closed_form, closed_form_centred
 from reprise.distill.supervised.domains import Bounded, Unbounded
+from reprise.rollout.errors import BadInput
 
 # Gauss-Newton ends when residuals are this small against their target: float64 has no more.
 PRECISION = 1e-15
@@ -117,7 +118,7 @@ def distill(
         allow_too_few: not an error, for showing what happens.
 
     Raises:
-        ValueError: a number is not finite, or N is below the size bound.
+        BadInput: a number is not finite, or N is below the size bound.
 
     Warns:
         BelowThreshold: k < q(q+1)/2.
@@ -125,10 +126,10 @@ def distill(
     for name, array in (("training", training), ("start", start)):
         if not np.isfinite(array).all():
             row = int(np.flatnonzero(~np.isfinite(array).all(1))[0])
-            raise ValueError(f"{name}: row {row} has a value that is not finite; drop or fill it")
+            raise BadInput(f"{name}: row {row} has a value that is not finite; drop or fill it")
     least, width = size_bound(training), training.shape[1]
     if len(start) < least and not allow_too_few:
-        raise ValueError(
+        raise BadInput(
             f"size={len(start)} is below the size bound: the training data's second moments have "
             f"rank {least}, and fewer than {least} points cannot have them (Lemma C.2)"
         )

@@ -32,6 +32,7 @@ from reprise.distill.supervised.regression import (
     size_bound,
     threshold,
 )
+from reprise.rollout.errors import BadInput
 from reprise.rollout.randomness import Streams
 from reprise.rollout.run import cells
 from reprise.rollout.run.intervals import student
@@ -81,13 +82,13 @@ class Trials:
         self.threshold = threshold(self.width, config.intercept)
         most = len(self.table.target) - self._test_points()
         if max(config.sizes) > most:
-            raise ValueError(
+            raise BadInput(
                 f"sizes: {max(config.sizes)} is more than the {most} training points of "
                 f"{config.data.name}"
             )
         bound = size_bound(self.split(0)[0])
         if config.study == "threshold" and min(config.sizes) < bound:
-            raise ValueError(
+            raise BadInput(
                 f"sizes: {min(config.sizes)} is below the size bound: the training data's second "
                 f"moments have rank {bound}, and fewer than {bound} points cannot have them; "
                 "study=lower_bound shows what happens then"

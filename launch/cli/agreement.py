@@ -19,7 +19,7 @@ def agreement(paths: Sequence[Path], data: str, observations: int | None) -> dic
         observations: at most so many, evenly spread.
 
     Raises:
-        ValueError: the runs or the data cannot be compared; says why, and what to do.
+        BadInput: the runs or the data cannot be compared; says why, and what to do.
     """
     from reprise.rl.finished_runs import compare, load_together, observations_for
 

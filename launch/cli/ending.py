@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import dis
 import errno
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 
 from reprise.launch.config import ConfigError
+from reprise.rollout.errors import BadInput
 from reprise.rollout.run import interruption
 from reprise.rollout.run.remote import OutageError, hide_secrets_in_logs, redact
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
-PACKAGES = ("rollout", "alignment", "rl", "distill", "launch")
 
 
 def exit_status(work: Callable[[], object]) -> int:
@@ -35,10 +33,7 @@ def exit_status(work: Callable[[], object]) -> int:
         if os.environ.get("RANK", "0") == "0":
             _say("interrupted; `reprise resume DIR` continues the run")
         return TERMINATED if isinstance(stop, interruption.Preempted) else INTERRUPTED
-    except ValueError as error:
-        if not is_bad_input(error):
-            _say(traceback.format_exc().rstrip())
-            return FAILED
+    except BadInput as error:
         if not (isinstance(error, ConfigError) and os.environ.get("RANK", "0") != "0"):
             _say(f"error: {error}")  # every process has the same ConfigError; one says it
         return BAD_INPUT
@@ -61,24 +56,6 @@ def exit_status(work: Callable[[], object]) -> int:
         signal.signal(signal.SIGTERM, before)
         interruption.forget()  # what this work was asked is not asked of the next in this process
     return DONE
-
-
-def is_bad_input(error: ValueError) -> bool:
-    """Whether a `raise` statement of our own raised it.
-
-    By the style rule that is how we speak of what a user can cause. A ValueError from elsewhere,
-    such as numpy's about shapes, is a bug, also when the call that failed is on a line of ours.
-    """
-    frame = error.__traceback__
-    if frame is None:
-        return False
-    while frame.tb_next is not None:
-        frame = frame.tb_next
-    code = frame.tb_frame.f_code
-    root = Path(__file__).resolve().parents[2]
-    file = Path(code.co_filename).resolve()
-    ours = any(file.is_relative_to(root / name) for name in PACKAGES)
-    return ours and code.co_code[frame.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
 def _say(text: str) -> None:

@@ -13,6 +13,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from reprise.rollout.errors import BadInput
+
 
 def main() -> None:
     """Convert one file."""
@@ -34,21 +36,21 @@ def convert(file: Path, folder: Path, ends: Sequence[str] = ()) -> None:
         ends: texts of one token each, such as a line break, that end a completion like EOS does.
 
     Raises:
-        ValueError: no such file, it lacks weights of its own architecture, or an end is not one
+        BadInput: no such file, it lacks weights of its own architecture, or an end is not one
             token.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if not file.is_file():
-        raise ValueError(f"file={str(file)!r} does not exist; give the path of a .gguf file")
+        raise BadInput(f"file={str(file)!r} does not exist; give the path of a .gguf file")
     source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     loaded, info = AutoModelForCausalLM.from_pretrained(
         **source, dtype=torch.float32, output_loading_info=True
     )
     wrong = {name: sorted(map(str, info[name])) for name in ("missing_keys", "unexpected_keys")}
     if any(wrong.values()):
-        raise ValueError(f"{file}: the weights do not fit {loaded.config.model_type}: {wrong}")
+        raise BadInput(f"{file}: the weights do not fit {loaded.config.model_type}: {wrong}")
     # transformers takes the expanded model for a quantized one, and refuses to save that.
     config = type(loaded.config).from_dict(
         {k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"}
@@ -64,7 +66,7 @@ def convert(file: Path, folder: Path, ends: Sequence[str] = ()) -> None:
         *(tokenizer.encode(e, add_special_tokens=False) for e in ends),
     ]
     if any(len(ids) != 1 for ids in stops):
-        raise ValueError(
+        raise BadInput(
             f"--end {list(ends)}: each has to be one token of the model; got {stops[1:]}"
         )
     model.generation_config.eos_token_id = [stop for [stop] in stops]

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from reprise.rollout.errors import BadInput
 from reprise.rollout.run.settings import Settings
 
 
@@ -28,7 +29,7 @@ class Side(Settings):
     def _one(self) -> Side:
         named = self.row is not None and self.column is not None
         if named == (self.value is not None):
-            raise ValueError("give either row and column, or value")
+            raise BadInput("give either row and column, or value")
         return self
 
     def at(self, chosen: dict[str, Any]) -> Side:
@@ -70,16 +71,16 @@ class Claim(Settings):
     @model_validator(mode="after")
     def _consistent(self) -> Claim:
         if self.relation == "within" and self.margin == 0:
-            raise ValueError("relation 'within' needs a margin above 0")
+            raise BadInput("relation 'within' needs a margin above 0")
         if self.shown_by and not self.reason:
-            raise ValueError("shown_by needs the reason that it shows")
+            raise BadInput("shown_by needs the reason that it shows")
         empty = [key for key, values in self.each.items() if not values]
         if empty:
-            raise ValueError(f"each.{empty[0]} needs at least one value")
+            raise BadInput(f"each.{empty[0]} needs at least one value")
         names = [name for side in (self.left, self.right) for name in (side.row, side.column)]
         unused = [key for key in self.each if not any(f"{{{key}}}" in (n or "") for n in names)]
         if unused:
-            raise ValueError(f"each.{unused[0]}: no row or column holds {{{unused[0]}}}")
+            raise BadInput(f"each.{unused[0]}: no row or column holds {{{unused[0]}}}")
         return self
 
     def cells(self) -> list[Claim]:

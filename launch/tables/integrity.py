@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from reprise.launch.config import ConfigError, read, values_sha256
+from reprise.rollout.errors import BadInput
 from reprise.rollout.files import sha256_file
 from reprise.rollout.run.run_dir import summary_seal
 from reprise.rollout.store import RoundStore
@@ -20,14 +21,14 @@ def read_summary(run: Path) -> dict[str, Any]:
     """``summary.json`` of a finished run.
 
     Raises:
-        ValueError: it is not JSON, or not a complete run's.
+        BadInput: it is not JSON, or not a complete run's.
     """
     try:
         summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{run / 'summary.json'} is not JSON: {error}") from error
+        raise BadInput(f"{run / 'summary.json'} is not JSON: {error}") from error
     if not isinstance(summary, dict) or summary.get("status") != "complete":
-        raise ValueError(f"{run / 'summary.json'}: status is not 'complete'")
+        raise BadInput(f"{run / 'summary.json'}: status is not 'complete'")
     return summary
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from reprise.launch.parallel import Job, ended, next_ready
+from reprise.rollout.errors import BadInput
 
 
 def run_on_ray(
@@ -29,12 +30,12 @@ def run_on_ray(
     """Run `jobs` on the cluster; statuses, order and retries as in `run_side_by_side`.
 
     Raises:
-        ValueError: Ray is not installed.
+        BadInput: Ray is not installed.
     """
     try:
         import ray
     except ImportError as error:
-        raise ValueError(
+        raise BadInput(
             "--executor ray: Ray is not installed; pip install 'reprise-rl[scale]'"
         ) from error
 

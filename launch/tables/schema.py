@@ -24,6 +24,7 @@ from reprise.launch.problems import explain
 from reprise.launch.tables.claim_schema import Claim, filled
 from reprise.launch.tables.table_problems import claim_problems, path_problems, row_problems
 from reprise.launch.tables.values import one_less
+from reprise.rollout.errors import BadInput
 from reprise.rollout.run.settings import Settings
 
 Overrides = list[str]
@@ -165,13 +166,13 @@ class Column(Settings):
     def _one_interval(self) -> Column:
         given = (self.interval, self.standard_error, self.trials, self.exact or None)
         if sum(one is not None for one in given) > 1:
-            raise ValueError("give at most one of interval, standard_error, trials and exact")
+            raise BadInput("give at most one of interval, standard_error, trials and exact")
         if self.standard_error is not None and self.degrees is None:
-            raise ValueError("standard_error needs degrees (of freedom): a number, or a path")
+            raise BadInput("standard_error needs degrees (of freedom): a number, or a path")
         if self.degrees is not None and self.standard_error is None and self.interval is None:
-            raise ValueError("degrees are those of an interval or a standard_error: give one")
+            raise BadInput("degrees are those of an interval or a standard_error: give one")
         if isinstance(self.degrees, int) and self.degrees < 1:
-            raise ValueError(f"degrees={self.degrees} must be at least 1")
+            raise BadInput(f"degrees={self.degrees} must be at least 1")
         return self
 
 
@@ -245,7 +246,7 @@ class Table(Settings):
             meant[name] = budgets.get(given) if isinstance(given, str) else given
             if not isinstance(meant[name], dict):
                 known = [one for one, settings in budgets.items() if isinstance(settings, dict)]
-                raise ValueError(
+                raise BadInput(
                     f"budgets.{name}={given!r} should be a mapping with note and runs, or the name "
                     f"of a budget that is one ({', '.join(known) or 'there is none'})"
                 )
@@ -255,7 +256,7 @@ class Table(Settings):
     def _consistent(self) -> Table:
         problems = [*row_problems(self), *claim_problems(self), *path_problems(self)]
         if problems:
-            raise ValueError("; ".join(problems))
+            raise BadInput("; ".join(problems))
         return self
 
 

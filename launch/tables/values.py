@@ -10,10 +10,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from reprise.rollout.errors import BadInput
+
 _PART = re.compile(r"(?P<key>[^\W\d][^.\[\]]*)(?:\[(?P<choice>[^\[\]]+)\])?(?:\.|$)")
 
 
-class PathError(ValueError):
+class PathError(BadInput):
     """A path that is not one, or that leads nowhere."""
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from reprise.rl.replicable.rounding import agreement_bound, agreement_probability
+from reprise.rollout.errors import BadInput
 
 
 def identities(results: np.ndarray) -> np.ndarray:
@@ -35,7 +36,7 @@ def pairwise_identity(labels: Sequence[object] | np.ndarray) -> float:
     _, counts = np.unique(np.asarray(labels), return_counts=True)
     total = int(counts.sum())
     if total < 2:
-        raise ValueError(f"{total} run: agreement is between two or more")
+        raise BadInput(f"{total} run: agreement is between two or more")
     return float((counts * (counts - 1)).sum() / (total * (total - 1)))
 
 

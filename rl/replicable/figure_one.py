@@ -28,6 +28,7 @@ from reprise.rl.replicable.fqi import (
     mean_returns,
 )
 from reprise.rollout import cartpole
+from reprise.rollout.errors import BadInput
 from reprise.rollout.offline import load_transitions
 from reprise.rollout.randomness import Streams
 from reprise.rollout.run import cells
@@ -176,7 +177,7 @@ def _key(rounded: bool) -> str:
 
 def _first(data: Transitions, config: FQI) -> Transitions:
     if len(data) < config.data_size:
-        raise ValueError(
+        raise BadInput(
             f"data_size={config.data_size}: {config.data} has {len(data)} transitions; set "
             f"data_size to at most that"
         )

@@ -32,6 +32,7 @@ from reprise.rl.replicable.regression import one_thread, ridge
 from reprise.rl.replicable.rounding import hypergrid_rounding
 from reprise.rollout.collect import episode_returns
 from reprise.rollout.environments.base import cartpole
+from reprise.rollout.errors import BadInput
 from reprise.rollout.randomness import Streams
 from reprise.rollout.types import Transitions
 
@@ -152,12 +153,12 @@ class Encoded:
         """Encode; CartPole's actions are 0 and 1. `method` says what the reward is.
 
         Raises:
-            ValueError: no data, or not CartPole's shapes.
+            BadInput: no data, or not CartPole's shapes.
         """
         if len(data) == 0:
-            raise ValueError("no data: fitted Q-iteration needs at least one transition")
+            raise BadInput("no data: fitted Q-iteration needs at least one transition")
         if data.observations.shape[1:] != (4,) or not np.isin(data.actions, (0, 1)).all():
-            raise ValueError(
+            raise BadInput(
                 f"data: observations of shape {data.observations.shape[1:]} and actions "
                 f"{np.unique(data.actions)[:5]}; CartPole has 4 numbers and actions 0 and 1"
             )
@@ -198,7 +199,7 @@ def fit(
     sets, width = len(counts), data.features.shape[1]
     sizes = np.repeat(counts.sum(1, dtype=np.int64), len(lambdas))
     if sizes.min() < 1:
-        raise ValueError("no data: a data set has no transition; use a larger fraction")
+        raise BadInput("no data: a data set has no transition; use a larger fraction")
     strength = np.tile(np.asarray(lambdas, dtype=np.float64), sets)
     grid = streams.internal("grid", method.backups)
     weights = np.zeros((sets * len(lambdas), width))

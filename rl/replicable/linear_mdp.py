@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from reprise.rollout.draws import multinomial
+from reprise.rollout.errors import BadInput
 
 TOLERANCE = 1e-8
 
@@ -33,17 +34,17 @@ class LinearMDP:
     initial: np.ndarray  # q [S]
 
     def __post_init__(self) -> None:
-        """Raise a ValueError that names the first condition that does not hold."""
+        """Raise a BadInput that names the first condition that does not hold."""
         states, _, d = self.features.shape
         horizon = len(self.theta)
         if self.theta.shape != (horizon, d) or self.mu.shape != (horizon, d, states):
-            raise ValueError(
+            raise BadInput(
                 f"shapes: features {self.features.shape}, theta {self.theta.shape} and mu "
                 f"{self.mu.shape} must be [S, A, d], [H, d] and [H, d, S]"
             )
         for name in ("features", "theta", "mu", "initial"):
             if not np.isfinite(getattr(self, name)).all():
-                raise ValueError(f"{name}: must be finite")
+                raise BadInput(f"{name}: must be finite")
         _check(np.linalg.norm(self.features, axis=-1).max() - 1, "|phi(s, a)| <= 1", "features")
         _check(-self.transitions.min(), "P_h(s'|s, a) >= 0", "<features, mu>")
         _check(
@@ -69,7 +70,7 @@ class LinearMDP:
         """Find theta and mu for rewards [H, S, A] and transitions [H, S, A, S'], if there are any.
 
         Raises:
-            ValueError: the tables are not linear in the features.
+            BadInput: the tables are not linear in the features.
         """
         phi = features.reshape(-1, features.shape[-1])
         inverse = np.linalg.pinv(phi)
@@ -82,7 +83,7 @@ class LinearMDP:
         ):
             error = float(np.abs(table - fitted).max())
             if error > TOLERANCE:
-                raise ValueError(
+                raise BadInput(
                     f"{name}: not linear in the features (nearest linear table is off by "
                     f"{error:.3g}); Definition 2.1 wants {name} = <phi, .> exactly; add features"
                 )
@@ -158,7 +159,7 @@ class LinearMDP:
 
 def _check(excess: float | np.floating, condition: str, name: str) -> None:
     if excess > TOLERANCE:
-        raise ValueError(
+        raise BadInput(
             f"{name}: {condition} is violated by {excess:.3g}: not a linear MDP (Definition 2.1)"
         )
 
@@ -216,12 +217,12 @@ def chain(length: int, horizon: int, slip: float = 0.0) -> LinearMDP:
         slip: probability that a step to the right fails.
     """
     if length < 2 or horizon < length:
-        raise ValueError(
+        raise BadInput(
             f"length={length}, horizon={horizon}: a chain has 2 states or more and a horizon of "
             "at least its length"
         )
     if not 0 <= slip < 1:
-        raise ValueError(f"slip={slip}: must lie in [0, 1)")
+        raise BadInput(f"slip={slip}: must lie in [0, 1)")
     d = 2 * length
     features = np.eye(d).reshape(length, 2, d)
     rewards = np.zeros((length, 2))
@@ -243,7 +244,7 @@ def chain(length: int, horizon: int, slip: float = 0.0) -> LinearMDP:
 
 def _sizes(states: int, actions: int, d: int, horizon: int) -> None:
     if min(states, actions, horizon) < 1 or not 1 <= d <= states * actions:
-        raise ValueError(
+        raise BadInput(
             f"states={states}, actions={actions}, d={d}, horizon={horizon}: all must be at least "
             "1, and d at most states * actions"
         )

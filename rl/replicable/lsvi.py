@@ -23,6 +23,7 @@ from reprise.rl.replicable.regression import (
     round_covariance,
 )
 from reprise.rl.replicable.rounding import hypergrid_rounding
+from reprise.rollout.errors import BadInput
 
 Backup = Literal["sweep", "previous"]
 Cap = Literal["remaining", "horizon"]
@@ -68,10 +69,10 @@ def core_set(vectors: np.ndarray, tolerance: float = 0.01, steps: int = 100_000)
         nu <- (1 - b) nu + b e_i,   b = (g_i / r - 1) / (g_i - 1), negative where weight is taken.
 
     Raises:
-        ValueError: no vector, all of them zero, or not `tolerance` close after `steps`.
+        BadInput: no vector, all of them zero, or not `tolerance` close after `steps`.
     """
     if vectors.ndim != 2 or not len(vectors) or not np.abs(vectors).max() > 0:
-        raise ValueError("core set: needs at least one feature vector that is not zero")
+        raise BadInput("core set: needs at least one feature vector that is not zero")
     with one_thread():
         rank = int(np.linalg.matrix_rank(vectors))
         nu = np.full(len(vectors), 1 / len(vectors))
@@ -94,7 +95,7 @@ def core_set(vectors: np.ndarray, tolerance: float = 0.01, steps: int = 100_000)
             nu[nu < 1e-15] = 0.0
             nu /= nu.sum()
         else:
-            raise ValueError(
+            raise BadInput(
                 f"core set: leverage {leverage.max():.4g} for rank {rank} after {steps} steps; "
                 f"accept more than tolerance={tolerance}"
             )
@@ -140,7 +141,7 @@ def lsvi(
         weight_bound: bound on the weights' entries.
     """
     if samples < 1:
-        raise ValueError(f"samples={samples}; must be at least 1")
+        raise BadInput(f"samples={samples}; must be at least 1")
     pairs = mdp.features.reshape(-1, mdp.dimension)[core.rows]
     each = np.ceil(core.weights * samples - 1e-9).astype(np.int64)
     gram = (pairs * each[:, None]).T @ pairs
@@ -211,7 +212,7 @@ def lsvi_ucb(
         weight_bound: bound on the weights' entries.
     """
     if min(rounds, episodes) < 1:
-        raise ValueError(f"rounds={rounds}, episodes={episodes}; both must be at least 1")
+        raise BadInput(f"rounds={rounds}, episodes={episodes}; both must be at least 1")
     replicas, (states, actions, d) = len(generators), mdp.features.shape
     trace, rewards, phi = Trace(replicas), mdp.rewards, mdp.features.reshape(-1, d)
     start = np.linalg.norm(mdp.features, axis=-1).argmax(-1)  # Q^0 = lambda beta |phi|

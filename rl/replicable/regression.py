@@ -21,6 +21,7 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from reprise.rl.replicable.rounding import hypergrid_rounding
+from reprise.rollout.errors import BadInput
 
 Normalization = Literal["mean", "sum"]
 NotPositive = Literal["project", "raise", "keep"]
@@ -43,11 +44,11 @@ def moments(features: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.n
     """G [..., d, d] and m [..., d] of features [..., N, d] and targets [..., N].
 
     Raises:
-        ValueError: no data, values that are not finite, or features longer than 1 (Assumption 3.1).
+        BadInput: no data, values that are not finite, or features longer than 1 (Assumption 3.1).
     """
     check_features(features)
     if not np.isfinite(targets).all():
-        raise ValueError(f"targets: {int((~np.isfinite(targets)).sum())} are not finite numbers")
+        raise BadInput(f"targets: {int((~np.isfinite(targets)).sum())} are not finite numbers")
     transposed = np.swapaxes(features, -1, -2)
     with one_thread():
         return transposed @ features, (transposed @ targets[..., None])[..., 0]
@@ -63,12 +64,12 @@ def ridge(
     """w [..., d], the ridge weights of statistics of `count` data points.
 
     Raises:
-        ValueError: no data, a negative lambda, or without regularization too little data for d.
+        BadInput: no data, a negative lambda, or without regularization too little data for d.
     """
     if np.min(count) < 1:
-        raise ValueError("no data: a regression needs at least one point")
+        raise BadInput("no data: a regression needs at least one point")
     if not (math.isfinite(regularization) and regularization >= 0):
-        raise ValueError(f"lambda={regularization}: must be finite and at least 0")
+        raise BadInput(f"lambda={regularization}: must be finite and at least 0")
     scale = np.asarray(count if normalization == "mean" else 1, dtype=np.float64)
     identity = np.eye(gram.shape[-1])
     try:
@@ -76,7 +77,7 @@ def ridge(
             system = gram + (regularization * scale)[..., None, None] * identity
             return np.linalg.solve(system, moment[..., None])[..., 0]
     except np.linalg.LinAlgError as error:
-        raise ValueError(
+        raise BadInput(
             f"lambda={regularization}: the features do not span their {gram.shape[-1]} dimensions, "
             "and without regularization the weights are not determined; use lambda > 0"
         ) from error
@@ -132,7 +133,7 @@ def round_covariance(
     * "project": to the nearest positive semidefinite matrix in Frobenius norm (negative
       eigenvalues become 0). A function of the rounded matrix alone, so equal ones stay equal, and
       since the projection is onto a convex set that holds the truth, never farther from it.
-    * "raise": ValueError.
+    * "raise": BadInput.
     * "keep": leave it; an inverse may then not be one of a covariance.
     """
     d = estimate.shape[-1]
@@ -165,7 +166,7 @@ def _positive(matrices: np.ndarray, not_positive: NotPositive) -> np.ndarray:
         if not negative.any():
             return matrices
         if not_positive == "raise":
-            raise ValueError(
+            raise BadInput(
                 f"the rounded covariance has eigenvalue {values.min():.3g}: it is not positive "
                 "semidefinite; round finer, use more data, or choose not_positive='project'"
             )
@@ -175,14 +176,14 @@ def _positive(matrices: np.ndarray, not_positive: NotPositive) -> np.ndarray:
 
 
 def check_features(features: np.ndarray) -> None:
-    """Raise ValueError unless features [..., N, d] are finite, some, and of length at most 1."""
+    """Raise BadInput unless features [..., N, d] are finite, some, and of length at most 1."""
     if features.ndim < 2 or 0 in features.shape:
-        raise ValueError(f"features: shape {list(features.shape)}; no data to learn from")
+        raise BadInput(f"features: shape {list(features.shape)}; no data to learn from")
     if not np.isfinite(features).all():
-        raise ValueError(f"features: {int((~np.isfinite(features)).sum())} are not finite numbers")
+        raise BadInput(f"features: {int((~np.isfinite(features)).sum())} are not finite numbers")
     longest = math.sqrt(float(np.square(features).sum(-1).max()))
     if longest > 1 + 1e-9:
-        raise ValueError(
+        raise BadInput(
             f"features: the longest has length {longest:.6g}; Assumption 3.1 wants at most 1: "
             f"divide all of them by {longest:.6g}, or a bound that does not depend on the data"
         )
@@ -276,9 +277,9 @@ def _slack(epsilon: float, delta: float, rho: float) -> float:
     """rho - 2 delta, which the theorems divide by."""
     for key, value in (("epsilon", epsilon), ("delta", delta), ("rho", rho)):
         if not 0 < value < 1:
-            raise ValueError(f"{key}={value}: must lie between 0 and 1")
+            raise BadInput(f"{key}={value}: must lie between 0 and 1")
     if rho <= 2 * delta:
-        raise ValueError(
+        raise BadInput(
             f"rho={rho}, delta={delta}: rho must exceed 2 delta = {2 * delta}, since either of two "
             "runs may fail with probability delta; lower delta or raise rho"
         )
@@ -287,4 +288,4 @@ def _slack(epsilon: float, delta: float, rho: float) -> float:
 
 def _check_positive(key: str, value: float) -> None:
     if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{key}={value}: must be positive and finite")
+        raise BadInput(f"{key}={value}: must be positive and finite")

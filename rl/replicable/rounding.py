@@ -19,6 +19,8 @@ import math
 
 import numpy as np
 
+from reprise.rollout.errors import BadInput
+
 
 def draw_offsets(
     generator: np.random.Generator, shape: tuple[int, ...], alpha: float
@@ -45,21 +47,21 @@ def round_to_grid(
         [..., *shape] float64, at most alpha/2 from `values`.
 
     Raises:
-        ValueError: alpha, the bounds or a value are not as said.
+        BadInput: alpha, the bounds or a value are not as said.
     """
     check_alpha(alpha)
     values, offsets = np.asarray(values, dtype=np.float64), np.asarray(offsets, dtype=np.float64)
     if not low < high:
-        raise ValueError(f"low={low}, high={high}; the lower bound must be below the upper one")
+        raise BadInput(f"low={low}, high={high}; the lower bound must be below the upper one")
     if (high - low) / alpha > 2.0**50:
-        raise ValueError(
+        raise BadInput(
             f"alpha={alpha}: between low={low} and high={high} that grid is finer than floating "
             "point; choose a wider one, or nearer bounds"
         )
     if offsets.size and not (offsets.min() >= 0 and offsets.max() < alpha):
-        raise ValueError(f"offsets must lie in [0, alpha={alpha}); draw them with draw_offsets")
+        raise BadInput(f"offsets must lie in [0, alpha={alpha}); draw them with draw_offsets")
     if values.size and not (values.min() >= low and values.max() <= high):
-        raise ValueError(
+        raise BadInput(
             f"values between {values.min():.6g} and {values.max():.6g} must lie between "
             f"low={low} and high={high}, and be finite; widen the bounds (they only serve to "
             "number the intervals)"
@@ -129,9 +131,9 @@ def agreement_bound(difference: np.ndarray, alpha: float, entry_axes: int = 1) -
 
 
 def check_alpha(alpha: float, key: str = "alpha") -> None:
-    """Raise ValueError unless `alpha` is a positive, finite width."""
+    """Raise BadInput unless `alpha` is a positive, finite width."""
     if not (math.isfinite(alpha) and alpha > 0):
-        raise ValueError(
+        raise BadInput(
             f"{key}={alpha}: the width of the rounding intervals must be positive and finite; "
             "give null where a config means no rounding"
         )

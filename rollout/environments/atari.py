@@ -40,6 +40,7 @@ import numpy as np
 from ale_py import Action, ALEInterface, ALEState, LoggerMode, roms
 
 from reprise.rollout.environments.base import Environments, Episode, Step
+from reprise.rollout.errors import BadInput
 from reprise.rollout.randomness import Streams
 from reprise.rollout.run.settings import EnvironmentSettings
 
@@ -62,7 +63,7 @@ class Atari(Environments):
         self, name: str, copies: int, settings: EnvironmentSettings, first_copy: int = 0
     ) -> None:
         if settings.max_episode_frames < settings.frame_skip:
-            raise ValueError(
+            raise BadInput(
                 f"max_episode_frames={settings.max_episode_frames}; must be at least "
                 f"frame_skip={settings.frame_skip}, one step"
             )
@@ -330,20 +331,20 @@ def rom_path(game: str) -> Path:
     """Where the ROM of `game` (ale-py's spelling) lies.
 
     Raises:
-        ValueError: it is missing, damaged, or of no single-player game; what to install.
+        BadInput: it is missing, damaged, or of no single-player game; what to install.
     """
     ALEInterface.setLoggerMode(LoggerMode.Error)
     try:
         with contextlib.redirect_stdout(sys.stderr):  # it reports ALE_ROMS_DIR by printing
             path = roms.get_rom_path(game)
     except OSError as error:
-        raise ValueError(
+        raise BadInput(
             f"environment={game!r}: its ROM cannot be read ({error}); ROMs come with ale-py: "
             "unset ALE_ROMS_DIR, or pip install --force-reinstall ale-py"
         ) from error
     assert path is not None, "the name was checked"
     if ALEInterface.isSupportedROM(path) is None:
-        raise ValueError(
+        raise BadInput(
             f"environment={game!r}: ale-py has its ROM but not its rules (a game for several "
             "players, say); choose another"
         )

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from reprise.rollout.errors import BadInput
 from reprise.rollout.functions import load_function
 from reprise.rollout.run.settings import EnvironmentSettings
 
@@ -84,7 +85,7 @@ class Environments(ABC):
                 observation, nothing computed). Without it all run.
 
         Raises:
-            ValueError: an action that is none, or a wrong shape.
+            BadInput: an action that is none, or a wrong shape.
         """
 
     @abstractmethod
@@ -96,7 +97,7 @@ class Environments(ABC):
         """Continue exactly where `state_dict` was taken; return the observations to act on.
 
         Raises:
-            ValueError: the state is of another environment, number of copies or setting.
+            BadInput: the state is of another environment, number of copies or setting.
         """
 
     @abstractmethod
@@ -112,14 +113,14 @@ class Environments(ABC):
     ) -> tuple[np.ndarray, np.ndarray]:
         actions = np.asarray(actions)
         if actions.shape != (self.copies,) or actions.dtype.kind not in "iu":
-            raise ValueError(
+            raise BadInput(
                 f"actions: {actions.dtype} {list(actions.shape)}; must be whole numbers "
                 f"[{self.copies}], one for each copy of {self.name}"
             )
         wrong = (actions < 0) | (actions >= self.actions)
         if wrong.any():
             copy = int(np.flatnonzero(wrong)[0])
-            raise ValueError(
+            raise BadInput(
                 f"actions[{copy}]={actions[copy]}; {self.name} has the actions "
                 f"0..{self.actions - 1}"
             )
@@ -127,7 +128,7 @@ class Environments(ABC):
             return actions, np.ones(self.copies, dtype=bool)
         running = np.asarray(running)
         if running.shape != (self.copies,) or running.dtype != np.bool_:
-            raise ValueError(
+            raise BadInput(
                 f"running: {running.dtype} {list(running.shape)}; must be bool [{self.copies}]"
             )
         return actions, running
@@ -136,7 +137,7 @@ class Environments(ABC):
         """Refuse a state whose identity differs from `own` (name, copies, settings, ...)."""
         for key, value in own.items():
             if state.get(key) != value:
-                raise ValueError(
+                raise BadInput(
                     f"{key}: the saved environments have {state.get(key)!r}, these have {value!r}; "
                     "make them as they were when the state was saved"
                 )
@@ -160,14 +161,14 @@ def make(
         first_copy: number of the first copy among those of all processes.
 
     Raises:
-        ValueError: an unknown name, no copies, a setting the environment does not have, or a
+        BadInput: an unknown name, no copies, a setting the environment does not have, or a
             missing ROM.
     """
     settings = settings or EnvironmentSettings()
     if copies < 1:
-        raise ValueError(f"copies={copies}; must be at least 1")
+        raise BadInput(f"copies={copies}; must be at least 1")
     if first_copy < 0:
-        raise ValueError(f"first_copy={first_copy}; must be at least 0")
+        raise BadInput(f"first_copy={first_copy}; must be at least 0")
     if ":" in name:
         return _own(name)(name, copies, settings, first_copy)
     known = canonical_name(name)
@@ -184,11 +185,11 @@ def _own(path: str) -> Callable[..., Environments]:
     """A user's class.
 
     Raises:
-        ValueError: there is none, or it is no subclass of `Environments`.
+        BadInput: there is none, or it is no subclass of `Environments`.
     """
     found: Any = load_function(path, "environment")
     if not (isinstance(found, type) and issubclass(found, Environments)):
-        raise ValueError(
+        raise BadInput(
             f"environment={path!r} is not a subclass of reprise.rollout.environments.base."
             "Environments; derive it from that, or from classic_control.ClassicControl, which "
             "needs only a start, a step and a picture"
@@ -202,7 +203,7 @@ def canonical_name(name: str) -> str:
     An import path is its own.
 
     Raises:
-        ValueError: there is none like it; the nearest are named.
+        BadInput: there is none like it; the nearest are named.
     """
     if ":" in name:
         return name
@@ -213,7 +214,7 @@ def canonical_name(name: str) -> str:
     if plain not in known:
         near = difflib.get_close_matches(plain, known, n=3)
         hint = " or ".join(repr(known[each]) for each in near)
-        raise ValueError(
+        raise BadInput(
             f"environment={name!r}: unknown; "
             + (f"did you mean {hint}?" if near else "see ale_py.roms.get_all_rom_ids()")
         )
@@ -235,11 +236,11 @@ def cartpole(copies: int, max_episode_steps: int = CARTPOLE_STEPS) -> CartPoleVe
     `rollout.collect.collect` leaves it out.
 
     Raises:
-        ValueError: no copies, or episodes of no steps.
+        BadInput: no copies, or episodes of no steps.
     """
     from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 
     for key, value in (("copies", copies), ("max_episode_steps", max_episode_steps)):
         if value < 1:
-            raise ValueError(f"{key}={value}; must be at least 1")
+            raise BadInput(f"{key}={value}; must be at least 1")
     return CartPoleVectorEnv(num_envs=copies, max_episode_steps=max_episode_steps)

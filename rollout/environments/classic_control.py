@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from reprise.rollout.environments.base import Environments, Episode, Step
+from reprise.rollout.errors import BadInput
 from reprise.rollout.randomness import Streams
 from reprise.rollout.run.settings import EnvironmentSettings
 
@@ -44,7 +45,7 @@ class ClassicControl(Environments):
             key for key, value in settings if value != EnvironmentSettings.model_fields[key].default
         } - {"threads", "max_episode_frames"}
         if changed:
-            raise ValueError(
+            raise BadInput(
                 f"{', '.join(sorted(changed))}: {name} has no such setting, only Atari games do; "
                 "leave it out"
             )

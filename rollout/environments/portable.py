@@ -28,6 +28,7 @@ from reprise.rollout.environments.classic_control import (
     ClassicControl,
     MountainCar,
 )
+from reprise.rollout.errors import BadInput
 from reprise.rollout.run.settings import EnvironmentSettings
 
 HALF_PI = tuple(  # the first two have 33 bits, so that k times them is exact
@@ -134,5 +135,5 @@ KINDS: dict[str, type[ClassicControl]] = {
 def make_portable(name: str, copies: int) -> ClassicControl:
     """Copies of CartPole-v1, MountainCar-v0 or Acrobot-v1 with portable dynamics."""
     if copies < 1:
-        raise ValueError(f"copies={copies}; must be at least 1")
+        raise BadInput(f"copies={copies}; must be at least 1")
     return KINDS[name](name, copies, EnvironmentSettings())

@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from reprise.rollout.errors import BadInput
 from reprise.rollout.files import (
     atomic_directory,
     explain_full_disk,
@@ -109,7 +110,7 @@ class RunDir:
         if not self.is_main:
             return
         if not ({"step", "round"} & values.keys()):
-            raise ValueError(f"metrics need a 'step' or a 'round'; got {sorted(values)}")
+            raise BadInput(f"metrics need a 'step' or a 'round'; got {sorted(values)}")
         record = _without_nan({**values, "seconds": round(self.seconds, 3)})
         if not self._last_line_is_whole:  # a torn one would swallow the next
             self.cut_metrics(lambda record: True)

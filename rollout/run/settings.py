@@ -9,6 +9,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from reprise.rollout.errors import BadInput
+
 
 class Settings(BaseModel):
     """A config section: unknown keys, wrong types and non-finite numbers are errors."""
@@ -49,7 +51,7 @@ class VLLM(Settings):
     @model_validator(mode="after")
     def _folder_is_named(self) -> VLLM:
         if self.mode == "server" and self.weight_sync == "folder" and self.sync_folder is None:
-            raise ValueError(
+            raise BadInput(
                 "weight_sync='folder' needs sync_folder: a folder that this process writes and the "
                 "server reads"
             )
@@ -82,7 +84,7 @@ class Sampling(Settings):
     @model_validator(mode="after")
     def _vllm_has_its_settings(self) -> Sampling:
         if (self.backend == "vllm") != (self.vllm is not None):
-            raise ValueError(
+            raise BadInput(
                 f"backend={self.backend!r} with vllm "
                 f"{'set' if self.vllm is not None else 'not set'}; "
                 "give `vllm: {url: ...}` exactly when backend is 'vllm'"

@@ -22,6 +22,7 @@ from typing import Any, Literal, Protocol
 
 from pydantic import Field
 
+from reprise.rollout.errors import BadInput
 from reprise.rollout.run.settings import Settings
 
 
@@ -59,11 +60,11 @@ def check_trackers(report: Report) -> None:
     """Refuse a tracker that is not installed, before anything expensive.
 
     Raises:
-        ValueError: names it and how to get it. TensorBoard is the default, so it may be missing.
+        BadInput: names it and how to get it. TensorBoard is the default, so it may be missing.
     """
     for name in report.trackers:
         if name != "tensorboard" and importlib.util.find_spec(name) is None:
-            raise ValueError(
+            raise BadInput(
                 f"report.trackers={report.trackers}: {name} is not installed; "
                 f"`pip install {name}`, or leave it out"
             )

@@ -19,6 +19,7 @@ from reprise.launch import config, processes, provenance
 from reprise.launch.cli import doctor, ending
 from reprise.launch.cli import main as cli
 from reprise.launch.run import default_out
+from reprise.rollout.errors import BadInput
 from reprise.rollout.store import RoundStore
 from reprise.rollout.types import Completions
 
@@ -131,6 +132,10 @@ def test_exit_statuses(capsys, error, status, said):
     assert ("Traceback" in errors) == (said == "Traceback")
 
 
+def is_bad_input(error):
+    return isinstance(error, BadInput)
+
+
 def test_only_a_raise_of_our_own_is_bad_input():
     def caught(work):
         try:
@@ -138,19 +143,19 @@ def test_only_a_raise_of_our_own_is_bad_input():
         except ValueError as error:
             return error
 
-    assert ending.is_bad_input(caught(lambda: config.find("no/such/config")))
+    assert is_bad_input(caught(lambda: config.find("no/such/config")))
     # A bug: numpy complains, on a line of ours or elsewhere.
     lists = [np.zeros(2), np.zeros(3)]
-    assert not ending.is_bad_input(caught(lambda: np.array(lists)))
-    assert not ending.is_bad_input(caught(lambda: cli.show(float("nan"), list, cli.Format.json)))
-    assert not ending.is_bad_input(caught(raising(ValueError("not from our packages"))))
+    assert not is_bad_input(caught(lambda: np.array(lists)))
+    assert not is_bad_input(caught(lambda: cli.show(float("nan"), list, cli.Format.json)))
+    assert not is_bad_input(caught(raising(ValueError("not from our packages"))))
 
 
 def test_a_c_call_that_fails_on_a_line_of_ours_is_a_bug(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "two")
     with pytest.raises(ValueError) as caught:
         processes.asked_for()  # int() raises in C: the innermost frame is ours, without a `raise`
-    assert not ending.is_bad_input(caught.value)
+    assert not is_bad_input(caught.value)
 
 
 def test_sigterm_becomes_143_and_the_old_handler_returns(capsys):
