@@ -41,6 +41,7 @@ from reprise.alignment.rewards.check import check_rewards
 from reprise.alignment.rewards.reward import Rewards
 from reprise.alignment.training import sharding
 from reprise.alignment.training.update import (
+    RoundData,
     bucketed,
     minibatch_order,
     padding_of,
@@ -183,9 +184,7 @@ class _Loop:
         steps = update(
             self.policy,
             self.tokenizer,
-            pairs,
-            targets,
-            order,
+            RoundData(pairs, targets, order),
             config,
             self.run_dir,
             round=k + 1,

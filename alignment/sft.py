@@ -29,7 +29,8 @@ from reprise.alignment.models import (
     train_tokenizer,
     weights_sha256,
 )
-from reprise.alignment.training.supervised import Batch, fit, save_final, training_order
+from reprise.alignment.training.supervised import Task, fit, save_final, training_order
+from reprise.alignment.training.trainer import Batch
 from reprise.rollout.generate import generate
 from reprise.rollout.randomness import Streams
 from reprise.rollout.run.run_dir import RunDir
@@ -143,7 +144,7 @@ def _train(
         f"{len(examples)} examples, {len(order) // config.batch_size} steps. Held out: "
         f"{heldout.prompts[0]!r}, where a person wrote {heldout.references[0].strip()!r}"
     )
-    return fit(policy, tokenizer, order, collate, token_loss, peek, config, run_dir)
+    return fit(policy, tokenizer, order, Task(collate, token_loss, peek), config, run_dir)
 
 
 def batch_of(examples: Examples, rows: Sequence[int], pad_id: int) -> Batch:

@@ -37,7 +37,8 @@ from reprise.alignment.models import (
 )
 from reprise.alignment.rewards.corruptions import Corruptor
 from reprise.alignment.sft import EVALUATION_BATCH, write
-from reprise.alignment.training.supervised import Batch, fit, save_final, training_order
+from reprise.alignment.training.supervised import Task, fit, save_final, training_order
+from reprise.alignment.training.trainer import Batch
 from reprise.rollout.randomness import Streams
 from reprise.rollout.run.run_dir import RunDir
 
@@ -247,7 +248,7 @@ def _train(
     ]
     order = training_order(lengths, config.batch_size, config.epochs, streams.data("order", 0))
     run_dir.say(f"{len(pairs)} pairs, {len(order) // config.batch_size} steps")
-    return fit(model, tokenizer, order, collate, bradley_terry_loss, peek, config, run_dir)
+    return fit(model, tokenizer, order, Task(collate, bradley_terry_loss, peek), config, run_dir)
 
 
 def batch_of(pairs: Preferences, rows: Sequence[int], pad_id: int) -> Batch:

@@ -6,37 +6,30 @@ per round: the optimizer, the warm-up and the decay start afresh (2601.08421, Se
 
 Two traps. A Trainer by default averages micro-batch means, so that ties (weight 0) would count
 differently under accumulation; here the sum of losses is divided by the number of pairs in the
-whole optimizer step, over all processes. And a policy that is not the one that drew the data would
-train silently on wrong ratios; the first step compares ln pi with the stored ln pi_k and refuses.
+whole optimizer step (`trainer.py`). And a policy that is not the one that drew the data would train
+silently on wrong ratios; the first step compares ln pi with the stored ln pi_k and refuses.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, SequentialSampler
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PrinterCallback,
-    Trainer,
-    TrainingArguments,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from reprise.alignment.config import Offline, OnPolicy
 from reprise.alignment.logprobs import completion_logprobs, pad_completions, padding_share
 from reprise.alignment.objectives import loss_function, loss_name, pair_losses
 from reprise.alignment.pairs import Targets
 from reprise.alignment.training.arguments import make_training_arguments
-from reprise.alignment.training.checkpoints import StrictCheckpoints, last_complete_checkpoint
 from reprise.alignment.training.sharding import check_shards, forget_deepspeed
+from reprise.alignment.training.trainer import Batch, ResumableTrainer, steps_done
 from reprise.rollout.errors import BadInput
 from reprise.rollout.run.run_dir import RunDir
 from reprise.rollout.types import Pairs
@@ -122,12 +115,25 @@ def training_arguments(config: OnPolicy | Offline, folder: Path, world: int) -> 
     )
 
 
+@dataclass(frozen=True)
+class RoundData:
+    """What a round's update trains on.
+
+    Attributes:
+        pairs: D_k.
+        targets: what the objective regresses on.
+        order: from `minibatch_order`.
+    """
+
+    pairs: Pairs
+    targets: Targets
+    order: np.ndarray
+
+
 def update(
     policy: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    pairs: Pairs,
-    targets: Targets,
-    order: np.ndarray,
+    data: RoundData,
     config: OnPolicy | Offline,
     run_dir: RunDir,
     *,
@@ -140,9 +146,7 @@ def update(
     Args:
         policy: pi_k on entry, pi_{k+1} on return; under FSDP2 and ZeRO in shards then.
         tokenizer: supplies the padding token.
-        pairs: D_k.
-        targets: what the objective regresses on.
-        order: from `minibatch_order`.
+        data: D_k, its targets, and the order of its rows.
         config: the experiment's settings.
         run_dir: where metrics and checkpoints go.
         round: number of the policy this makes, k + 1.
@@ -156,26 +160,14 @@ def update(
         FloatingPointError: the loss is not finite.
         BadInput: the policy is not the one that the stored log-probabilities belong to.
     """
-    folder = run_dir.checkpoints / f"update-{round:05d}"
-    trainer = RoundTrainer(
-        policy, tokenizer, pairs, targets, order, config, run_dir, folder, round, first_step
-    )
+    trainer = RoundTrainer(policy, tokenizer, data, config, run_dir, round, first_step)
     trainer.check_first_step = check_first_step
-    resumable = last_complete_checkpoint(folder)
-    done = int(Path(resumable).name.split("-")[1]) if resumable else 0
-    reached = first_step + done
+    reached = first_step + steps_done(trainer.folder)
     run_dir.cut_metrics(lambda r: r["round"] < round or ("step" in r and r["step"] <= reached))
-    micro_steps = len(order) // (trainer.args.per_device_train_batch_size * run_dir.world)
-    with run_dir.progress(f"round {round}: update", micro_steps, "batches") as progress:
-        trainer.progress = progress
-        progress.advance(done * trainer.args.gradient_accumulation_steps)
-        trainer.train(resume_from_checkpoint=resumable)
-    # Mixed precision wraps `forward`; without this each round would wrap it once more.
-    trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
-    trainer.accelerator.free_memory()
+    steps = trainer.fit(f"round {round}: update")
     if trainer.is_deepspeed_enabled:
         forget_deepspeed()
-    return trainer.state.global_step
+    return steps
 
 
 def remove_update_checkpoints(run_dir: RunDir, through: int) -> None:
@@ -186,44 +178,35 @@ def remove_update_checkpoints(run_dir: RunDir, through: int) -> None:
                 shutil.rmtree(folder)
 
 
-class RoundTrainer(StrictCheckpoints, Trainer):
-    """`transformers.Trainer` on pairs, with an objective of `alignment.objectives`."""
+class RoundTrainer(ResumableTrainer):
+    """`ResumableTrainer` on pairs, with an objective of `alignment.objectives`."""
+
+    unit = "pairs"
 
     def __init__(
         self,
         policy: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        pairs: Pairs,
-        targets: Targets,
-        order: np.ndarray,
+        data: RoundData,
         config: OnPolicy | Offline,
         run_dir: RunDir,
-        folder: Path,
         round: int,
         first_step: int,
     ) -> None:
-        self.pairs, self.targets = pairs, targets
+        self.pairs, self.targets = data.pairs, data.targets
         self.pad_id = tokenizer.pad_token_id
         self.objective = loss_name(config.objective)
         self.tolerance = config.first_step_tolerance
         self.chunked = config.logits == "chunked"
-        self.run_dir, self.round, self.first_step = run_dir, round, first_step
+        self.round, self.first_step = round, first_step
         self.check_first_step = True
         self.parallelism = config.parallelism
         self.shards_checked = False
-        self.progress: Any = None
-        self._watched: dict[str, list[Tensor]] = defaultdict(list)
-        super().__init__(
-            model=policy,
-            args=training_arguments(config, folder, run_dir.world),
-            train_dataset=_Rows(order),
-            data_collator=self._collate,
-            processing_class=tokenizer,
-        )
-        self.remove_callback(PrinterCallback)
-        self.loss_is_scaled_for_ga = True  # `compute_loss` divides by the whole step's pairs
+        folder = run_dir.checkpoints / f"update-{round:05d}"
+        arguments = training_arguments(config, folder, run_dir.world)
+        super().__init__(policy, arguments, tokenizer, data.order, run_dir)
 
-    def _collate(self, rows: list[int]) -> dict[str, Tensor]:
+    def _collate(self, rows: list[int]) -> Batch:
         """Pairs `rows`, first completions above second ones: shape (2 * pairs, ...)."""
         prompts = [self.pairs.prompt_ids[row] for row in rows]
         completions = [self.pairs.first_ids[row] for row in rows]
@@ -238,57 +221,39 @@ class RoundTrainer(StrictCheckpoints, Trainer):
             name: torch.from_numpy(column[rows]) for name, column in columns.items()
         }
 
-    def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Tensor:
-        """Sum of the pair losses over the pairs of the whole optimizer step."""
-        stored = inputs.pop("policy_logprobs")
-        columns = {name: inputs.pop(name) for name in ("reference_logprobs", "target", "weight")}
-        total, _ = completion_logprobs(model, **inputs, chunked=self.chunked)
+    def losses(self, model: torch.nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Sum of the pair losses; y and whether it agrees, for each pair."""
+        stored = batch.pop("policy_logprobs")
+        columns = {name: batch.pop(name) for name in ("reference_logprobs", "target", "weight")}
+        total, _ = completion_logprobs(model, **batch, chunked=self.chunked)
         logprobs = torch.stack(total.chunk(2), dim=1)
         if self.check_first_step and self.state.global_step == 0:
             self._refuse_another_policy(logprobs.detach(), stored)
         losses, watched = pair_losses(self.objective, logprobs, gamma=self.targets.gamma, **columns)
-        if not torch.isfinite(losses).all():
-            raise FloatingPointError(
-                f"the loss is not finite in round {self.round}, step {self.state.global_step + 1}; "
-                "lower train.learning_rate, or look at the targets' range. The last complete "
-                "checkpoint is untouched"
-            )
-        for name, value in watched.items():
-            self._watched[name].append(value)
-        # Data parallelism averages gradients over processes; the objective is one sum over all.
-        return losses.sum() * (self.accelerator.num_processes / num_items_in_batch)
+        return losses.sum(), watched
+
+    def items(self, batch: Batch) -> int:
+        """Pairs; ties count."""
+        return len(batch["weight"])
+
+    def here(self) -> str:
+        """The round and its step."""
+        return (
+            f"in round {self.round}, step {self.state.global_step + 1}; lower "
+            "train.learning_rate, or look at the targets' range"
+        )
 
     def training_step(self, model: torch.nn.Module, *args: Any, **kwargs: Any) -> Tensor:
-        """One micro-batch, shown on the progress bar."""
+        """One micro-batch, once the parameters are seen to be in the shards that were asked for."""
         if not self.shards_checked:
             check_shards(model, self.parallelism, self.run_dir.world)
             self.shards_checked = True
-        loss = super().training_step(model, *args, **kwargs)
-        self.progress.advance()
-        return loss
+        return super().training_step(model, *args, **kwargs)
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Send the Trainer's numbers and our own to ``metrics.jsonl``."""
-        super().log(logs, start_time)
-        if "loss" not in logs:
-            return
-        watched = {
-            name: self.accelerator.gather(torch.cat(parts)).nanmean().item()
-            for name, parts in self._watched.items()
-        }
-        self._watched.clear()
-        self.run_dir.log(
-            round=self.round,
-            step=self.first_step + self.state.global_step,
-            **{name: logs[name] for name in ("loss", "grad_norm", "learning_rate")},
-            **watched,
-        )
+    def record(self, logs: dict[str, float], watched: dict[str, float]) -> None:
+        """One line for each optimizer step, counted over all rounds."""
+        step = self.first_step + self.state.global_step
+        self.run_dir.log(round=self.round, step=step, **logs, **watched)
 
     def _refuse_another_policy(self, logprobs: Tensor, stored: Tensor) -> None:
         gap = (logprobs - stored).abs().max().item()
@@ -300,30 +265,3 @@ class RoundTrainer(StrictCheckpoints, Trainer):
                 "or training runs in another precision or with dropout. Collect the round again, "
                 "or raise first_step_tolerance if bf16 rounding explains the gap"
             )
-
-    # The order is decided by our own streams, the count of pairs is ours too.
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
-        return SequentialSampler(train_dataset or self.train_dataset)
-
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:
-        pairs = sum(len(batch["weight"]) for batch in batch_samples)
-        here = torch.tensor(pairs, device=device)
-        return self.accelerator.gather(here).sum()
-
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Not estimated: the inputs are two sequences per pair."""
-        return 0
-
-
-class _Rows(Dataset):
-    """Row numbers, in training order; the collator fetches the rows."""
-
-    def __init__(self, order: np.ndarray) -> None:
-        self.order = order
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __getitem__(self, position: int) -> int:
-        return int(self.order[position])

@@ -13,7 +13,7 @@ from reprise.alignment import models
 from reprise.alignment.config import OnPolicy
 from reprise.alignment.logprobs import score_completions
 from reprise.alignment.pairs import make_targets
-from reprise.alignment.training.update import RoundTrainer
+from reprise.alignment.training.update import RoundData, RoundTrainer
 from reprise.rollout.run.run_dir import RunDir
 from reprise.rollout.types import Pairs
 
@@ -125,9 +125,7 @@ def our_trainer(lab, rows, policy, reference, tmp_path, labels, uniform):
     run_dir = RunDir(tmp_path / "run", experiment="alignment.on_policy", seed=0)
     targets = make_targets(pairs, config.objective, GAMMA)
     order = np.arange(len(rows))
-    return RoundTrainer(
-        policy, tokenizer, pairs, targets, order, config, run_dir, tmp_path / "update", 1, 0
-    )
+    return RoundTrainer(policy, tokenizer, RoundData(pairs, targets, order), config, run_dir, 1, 0)
 
 
 @pytest.mark.parametrize("labels", ["ranked", "sampled"])

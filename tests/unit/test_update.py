@@ -13,7 +13,7 @@ from reprise.alignment.config import OnPolicy
 from reprise.alignment.logprobs import completion_logprobs, pad_completions, score_completions
 from reprise.alignment.objectives import pair_losses
 from reprise.alignment.pairs import Targets, make_targets
-from reprise.alignment.training.update import minibatch_order, training_arguments, update
+from reprise.alignment.training.update import RoundData, minibatch_order, training_arguments, update
 from reprise.rollout.randomness import Streams
 from reprise.rollout.run.run_dir import RunDir
 from reprise.rollout.types import Pairs
@@ -82,9 +82,7 @@ def train(lab, policy, pairs, config, path, round=1, first_step=0, **options):
     update(
         policy,
         tokenizer,
-        pairs,
-        targets,
-        order,
+        RoundData(pairs, targets, order),
         config,
         run_dir,
         round=round,
