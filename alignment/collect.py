@@ -22,8 +22,9 @@ from reprise.alignment.adapters import identity, save_plain, tensors
 from reprise.alignment.config import Offline, OnPolicy
 from reprise.alignment.logprobs import score_completions
 from reprise.alignment.models import resolve_model
+from reprise.alignment.policies import Policies
 from reprise.alignment.rewards.reward import Conversation, Rewards
-from reprise.rollout.generate import Generated, generate, sampling_model
+from reprise.rollout.generate import Generated, check_prompts, generate, sampling_model
 from reprise.rollout.randomness import Streams
 from reprise.rollout.run.run_dir import RunDir
 from reprise.rollout.run.settings import Sampling
@@ -49,6 +50,10 @@ class Prompts:
         """Return the number of prompts."""
         return len(self.ids)
 
+    def check(self, model: PreTrainedModel, sampling: Sampling) -> None:
+        """Refuse prompts that the model or the sampler cannot take; see `check_prompts`."""
+        check_prompts(model, self.ids, sampling)
+
 
 @dataclass(frozen=True)
 class Given:
@@ -64,33 +69,48 @@ class Given:
     terminated: np.ndarray
 
 
+@dataclass(frozen=True)
+class Request:
+    """A round to collect.
+
+    Attributes:
+        prompts: the data set.
+        rows: which of its prompts, int64; one may come again, and is then sampled apart.
+        index: the round's number, under which it is stored.
+        purpose: names the random streams, so that training and evaluation draw apart.
+        given: completions not to sample.
+    """
+
+    prompts: Prompts
+    rows: np.ndarray
+    index: int
+    purpose: str
+    given: Given | None = None
+
+
 class Collector:
     """Samples, scores and stores completions of whatever the policy currently is.
 
     Args:
         config: the experiment's settings.
-        initial: pi_0, for the reference column; None where everything is stored already.
-        reward: the reward model; None likewise.
-        tokenizer: the policy's.
-        streams: random streams of the run.
+        policies: pi_k, which is sampled, and pi_0, for the reference column.
+        reward: the reward model; None where everything is stored already.
         run_dir: tells rank and world, and shows progress.
     """
 
     def __init__(
         self,
         config: OnPolicy | Offline,
-        initial: PreTrainedModel | None,
+        policies: Policies,
         reward: Rewards | None,
-        tokenizer: PreTrainedTokenizerBase,
-        streams: Streams,
         run_dir: RunDir,
     ) -> None:
         self.config, self.sampling = config, config.sampling
-        self.initial, self.reward, self.tokenizer = initial, reward, tokenizer
-        self.streams, self.run_dir = streams, run_dir
+        self.policies, self.reward, self.tokenizer = policies, reward, policies.tokenizer
+        self.streams, self.run_dir = policies.streams, run_dir
         self.autocast = bool(config.train.get("bf16", False))
         self.engine: Any = None
-        if self.sampling.vllm is not None and initial is not None:
+        if self.sampling.vllm is not None and reward is not None:
             self.engine = _open_vllm(self.sampling, config.policy)
 
     @contextmanager
@@ -109,50 +129,29 @@ class Collector:
         PartialState().wait_for_everyone()
         yield self.engine.generate
 
-    def collect(
-        self,
-        policy: PreTrainedModel,
-        prompts: Prompts,
-        rows: np.ndarray,
-        store: RoundStore,
-        round: int,
-        purpose: str,
-        given: Given | None = None,
-    ) -> Completions:
-        """Return round `round` of `store`; whatever is already stored is not sampled again.
-
-        Args:
-            policy: pi_k.
-            prompts: the data set.
-            rows: which of its prompts, int64; one may come again, and is then sampled apart.
-            store: where the round lives.
-            round: its number.
-            purpose: names the random streams, so that training and evaluation draw apart.
-            given: completions not to sample.
-        """
-        if round not in store.rounds():
-            assert self.initial is not None and self.reward is not None
+    def collect(self, request: Request, store: RoundStore) -> Completions:
+        """Return the round, pi_k's; whatever is already in the store is not sampled again."""
+        if request.index not in store.rounds():
+            assert self.policies.initial is not None and self.reward is not None
+            rows, index = request.rows, request.index
             shards = -(-len(rows) // self.config.shard_size)
-            writer = store.writer(round, shards, self._metadata(policy, purpose))
+            writer = store.writer(index, shards, self._metadata(request.purpose))
             missing = writer.missing(self.run_dir.rank, self.run_dir.world)
-            label = f"round {round}: {purpose}"
+            label = f"round {index}: {request.purpose}"
             to_do = sum(len(shard_rows(len(rows), shards, shard)) for shard in missing)
             with (
-                self.sampler(policy) as sample,
+                self.sampler(self.policies.current) as sample,
                 self.run_dir.progress(label, to_do, "prompts") as progress,
             ):
                 for shard in missing:
                     part = shard_rows(len(rows), shards, shard)
-                    batch = self._sample_and_score(
-                        policy, sample, prompts, rows, part, round, purpose, given
-                    )
-                    writer.write(shard, batch)
+                    writer.write(shard, self._sample_and_score(sample, request, part))
                     progress.advance(len(part))
             PartialState().wait_for_everyone()
             if self.run_dir.is_main:
                 writer.finish()
             PartialState().wait_for_everyone()
-        data = store.read(round).data
+        data = store.read(request.index).data
         assert isinstance(data, Completions)
         return data
 
@@ -167,17 +166,12 @@ class Collector:
         )
 
     def _sample_and_score(
-        self,
-        policy: PreTrainedModel,
-        sample: Callable[..., Generated],
-        prompts: Prompts,
-        all_rows: np.ndarray,
-        part: range,
-        round: int,
-        purpose: str,
-        given: Given | None,
+        self, sample: Callable[..., Generated], request: Request, part: range
     ) -> Completions:
-        assert self.initial is not None and self.reward is not None
+        """The places `part` of a round."""
+        assert self.reward is not None
+        prompts, round, purpose = request.prompts, request.index, request.purpose
+        policy, all_rows, given = self.policies.current, request.rows, request.given
         n, rows = self.sampling.samples_per_prompt, all_rows[part]
         ids = [prompts.ids[row] for row in rows]
         nothing: list[list[np.ndarray | None]] = [[None] * n] * len(all_rows)
@@ -226,7 +220,9 @@ class Collector:
         rewards = self.reward.score(repeated, flat, terminated.ravel(), conversations)
         policy_logprobs = self.score(policy, repeated, flat)
         # Round 0 is drawn from pi_0 itself: the same weights give the same column.
-        reference = policy_logprobs if round == 0 else self.score(self.initial, repeated, flat)
+        reference = (
+            policy_logprobs if round == 0 else self.score(self.policies.initial, repeated, flat)
+        )
         return Completions(
             prompt_index=np.asarray(rows, dtype=np.int64),
             prompt_ids=ids,
@@ -239,11 +235,11 @@ class Collector:
             sampler_logprobs=sampler_logprobs,
         )
 
-    def _metadata(self, policy: PreTrainedModel, purpose: str) -> dict:
+    def _metadata(self, purpose: str) -> dict:
         return {
             "config_sha256": self.run_dir.config_sha256,
             "code_revision": self.run_dir.code_revision,
-            "policy": identity(policy),
+            "policy": identity(self.policies.current),
             "reward_model": self.reward.identity if self.reward else None,
             "random_state": {"seed": self.streams.seed, "stream": purpose},
             "sampling": self.sampling.model_dump(),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from math import floor
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -393,6 +393,7 @@ class Offline(_Alignment):
     """The same objective on D_0 only: "round" k is the k-th epoch over it."""
 
     experiment: Literal["alignment.offline"]
+    epochs: ClassVar[int] = 1  # a pass over D_0 is a "round"
     replay: str | None = Field(
         None, description="run whose stored data is replayed; null samples D_0 from pi_0"
     )

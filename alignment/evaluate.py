@@ -13,8 +13,99 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from reprise.alignment.collect import Collector, Prompts, Request
+from reprise.alignment.config import Offline, OnPolicy
 from reprise.alignment.diagnostics import completion_lengths
+from reprise.rollout.errors import BadInput
+from reprise.rollout.randomness import Streams
+from reprise.rollout.run.run_dir import RunDir
+from reprise.rollout.store import RoundStore
 from reprise.rollout.types import Completions
+
+
+class HeldOut:
+    """The held-out prompts on which every pi_k is measured, and what was measured.
+
+    Args:
+        config: the experiment's settings.
+        prompts: the evaluation split.
+        store: where the samples are kept.
+        run_dir: where the measurements are.
+
+    Raises:
+        BadInput: fewer prompts than asked for.
+    """
+
+    def __init__(
+        self, config: OnPolicy | Offline, prompts: Prompts, store: RoundStore, run_dir: RunDir
+    ) -> None:
+        count, split = config.evaluation.prompts, config.evaluation.split
+        if count > len(prompts):
+            raise BadInput(
+                f"evaluation.prompts={count} exceeds the {len(prompts)} prompts of "
+                f"evaluation.split={split!r}; lower it, or use a larger split"
+            )
+        self.config, self.prompts, self.store, self.run_dir = config, prompts, store, run_dir
+        # The same prompts for every seed, so that seeds can be compared.
+        self.rows = Streams(0).internal("held out").permutation(len(prompts))[:count]
+
+    def measured(self) -> dict[int, dict[str, Any]]:
+        """What is known of each pi_k that was measured."""
+        return {
+            record["round"]: {name: record[name] for name in record if name != "seconds"}
+            for record in self.run_dir.metrics()
+            if "reward_mean" in record
+        }
+
+    def scale(self, collector: Collector) -> tuple[float, float]:
+        """Mean and deviation of pi_0's rewards here; (0, 1) if they are not standardized.
+
+        Samples from pi_0, which has to be the current policy, unless that was done before.
+
+        Raises:
+            BadInput: all its samples have the same reward.
+        """
+        if not self.config.reward.standardize:
+            return 0.0, 1.0
+        rewards = self.samples(0, collector).rewards
+        mean, deviation = float(rewards.mean()), float(rewards.std())
+        if deviation == 0:
+            raise BadInput(
+                f"reward.standardize=true, but {self.config.reward.title} gives all of the initial "
+                f"policy's samples the reward {mean:g}; train the reward model, or choose another"
+            )
+        return mean, deviation
+
+    def samples(self, k: int, collector: Collector) -> Completions:
+        """Completions of pi_k."""
+        return collector.collect(Request(self.prompts, self.rows, k, "evaluate"), self.store)
+
+    def measure(self, k: int, collector: Collector, scale: tuple[float, float]) -> None:
+        """Evaluate pi_k, unless that was done before the run was interrupted."""
+        if k in self.measured():
+            return
+        completions, tokenizer = self.samples(k, collector), collector.tokenizer
+        references = [self.prompts.references[row] for row in completions.prompt_index]
+        result = evaluate(
+            completions,
+            self.samples(0, collector),
+            references,
+            tokenizer,
+            scale,
+            self.config.evaluation.bootstrap,
+            collector.streams.data("bootstrap", k),
+        )
+        self.run_dir.log(round=k, **result)
+        self.run_dir.say(
+            f"round {k}: reward {result['reward_mean']:+.3f}, win rate "
+            f"{result['win_rate_vs_initial']:.0%}, ROUGE-L {result['rouge_l']:.3f}, "
+            f"KL {result['kl_to_initial']:.2f}"
+        )
+        prompt = tokenizer.decode(completions.prompt_ids[0], skip_special_tokens=True)
+        answer = tokenizer.decode(completions.completion_ids[0][0], skip_special_tokens=True)
+        self.run_dir.say(f"    ...{prompt[-60:]!r} -> {answer!r}")
+        table = samples_table(completions, references, tokenizer, self.run_dir.report.samples)
+        self.run_dir.log_table("completions", *table, round=k)
 
 
 def evaluate(

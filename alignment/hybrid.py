@@ -20,7 +20,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from accelerate import PartialState
-from transformers import PreTrainedModel
 
 from reprise.alignment.collect import Collector, Given, Prompts, eos_ids
 from reprise.alignment.config import HybridDesign
@@ -104,21 +103,16 @@ class DesignedPairs:
 
 
 def designed_pairs(
-    settings: HybridDesign,
-    collector: Collector,
-    initial: PreTrainedModel | None,
-    prompts: Prompts,
-    run_dir: RunDir,
+    settings: HybridDesign, collector: Collector, prompts: Prompts, run_dir: RunDir
 ) -> DesignedPairs:
-    """Make the design, or read it back: then `initial` may be None.
+    """Make the design with pi_0, or read it back.
 
     Raises:
         BadInput: fewer prompts than asked for, or features that do not span.
     """
     file = run_dir.path / FILE
     if run_dir.is_main and not file.exists():
-        assert initial is not None
-        made = _make(settings, collector, initial, prompts, run_dir)
+        made = _make(settings, collector, prompts, run_dir)
         buffer = io.BytesIO()
         np.savez(buffer, **vars(made))
         write_bytes(file, buffer.getvalue())
@@ -130,12 +124,10 @@ def designed_pairs(
 
 
 def _make(
-    settings: HybridDesign,
-    collector: Collector,
-    initial: PreTrainedModel,
-    prompts: Prompts,
-    run_dir: RunDir,
+    settings: HybridDesign, collector: Collector, prompts: Prompts, run_dir: RunDir
 ) -> DesignedPairs:
+    initial = collector.policies.initial
+    assert initial is not None
     if settings.prompts > len(prompts):
         raise BadInput(
             f"design.prompts={settings.prompts} exceeds the {len(prompts)} prompts of the data; "

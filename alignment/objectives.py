@@ -18,8 +18,8 @@ Source: 2601.08421, Algorithms 1 and 3, Eqs. 9-11. The trap: Eq. 11 prints the b
 with its arguments the other way round from Eq. 10. Eq. 10, where the soft label is the target, is
 what is minimized here; up to the target's entropy it is KL(Bern(z) || Bern(sigmoid y)).
 
-`alignment.pairs` makes z and picks pi'; nothing here knows a method's name but `LOSSES`. A loss of
-your own is a function named by its import path (``objective: {name: custom, function: mine:f}``):
+Which is a row of `METHODS`; pi' is the config's `reference`, and nothing else knows a method by its
+name. A loss of your own is named by its import path (``objective: {name: custom, function: m:f}``):
 
     def hinge(y, z):                                  # y [pairs] with gradient, z [pairs]
         return torch.relu(1 - y * z.sign())           # losses [pairs]
@@ -30,7 +30,10 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -75,13 +78,99 @@ def distillation_loss(y: Tensor, z: Tensor) -> Tensor:
     return (y - z).square()
 
 
-# Loss, and the target that asks for no preference.
-LOSSES: dict[str, tuple[Loss, float]] = {
-    "dpo": (preference_loss, 0.5),
-    "pdfr": (preference_loss, 0.5),
-    "rebel": (distillation_loss, 0.0),
-    "rdrc": (distillation_loss, 0.0),
+# -- targets ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a target is made of, a row for each pair.
+
+    Attributes:
+        difference: r(x, a1) - r(x, a2), shape (pairs,).
+        policy_logprobs: ln pi_k(a_i|x), shape (pairs, 2), nats.
+        reference_logprobs: ln pi_0(a_i|x), shape (pairs, 2), nats.
+        label_uniform: the draw behind a sampled label, shape (pairs,).
+    """
+
+    difference: np.ndarray
+    policy_logprobs: np.ndarray
+    reference_logprobs: np.ndarray
+    label_uniform: np.ndarray
+
+
+def winner(settings: DPO, scores: Scores) -> np.ndarray:
+    """1 if a1 wins, else 0: by higher reward, or drawn from Bradley-Terry."""
+    if settings.labels == "ranked":
+        return np.where(scores.difference > 0, 1.0, 0.0)
+    probability = sigmoid(settings.beta * scores.difference)
+    return np.where(scores.label_uniform < probability, 1.0, 0.0)
+
+
+def win_probability(settings: PDFR, scores: Scores) -> np.ndarray:
+    """sigmoid(beta (r1 - r2))."""
+    return sigmoid(settings.beta * scores.difference)
+
+
+def reward_difference(settings: REBEL | Custom, scores: Scores) -> np.ndarray:
+    """r1 - r2."""
+    return scores.difference
+
+
+def calibrated_difference(settings: RDRC, scores: Scores) -> np.ndarray:
+    """The difference of r_hat = r - gamma_c ln(pi_k / pi_0)."""
+    shift = scores.policy_logprobs - scores.reference_logprobs
+    return scores.difference - settings.gamma_c * (shift[:, 0] - shift[:, 1])
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    """1 / (1 + exp(-x)), without overflow; with beta = 100, x reaches into the hundreds."""
+    return np.exp(-np.logaddexp(0, -x.astype(np.float64)))
+
+
+# -- the table -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the table above.
+
+    Attributes:
+        loss: of y and z.
+        target: z.
+        centre: the z that asks for no preference: 1/2 of a label, 0 of a difference of rewards.
+    """
+
+    loss: Loss
+    target: Callable[[Any, Scores], np.ndarray]
+    centre: float
+
+
+METHODS = {
+    "dpo": Method(preference_loss, winner, 0.5),
+    "pdfr": Method(preference_loss, win_probability, 0.5),
+    "rebel": Method(distillation_loss, reward_difference, 0.0),
+    "rdrc": Method(distillation_loss, calibrated_difference, 0.0),
 }
+
+
+def method(objective: str) -> Method:
+    """An objective by its config name, or a user's by the import path of its loss.
+
+    Raises:
+        BadInput: there is no such function, or it does not take y and z.
+    """
+    known = METHODS.get(objective)
+    return known or Method(loss_function(objective), reward_difference, 0.0)
+
+
+def target_of(objective: DPO | PDFR | REBEL | RDRC | Custom, scores: Scores) -> np.ndarray:
+    """The target z of each pair (2601.08421, Section 5.1)."""
+    return method(loss_name(objective)).target(objective, scores)
+
+
+def is_label(objective: DPO | PDFR | REBEL | RDRC | Custom) -> bool:
+    """Whether the targets are labels in [0, 1], hard or soft."""
+    return centre_of(loss_name(objective)) > 0
 
 
 @functools.cache  # asked for in every step
@@ -91,8 +180,8 @@ def loss_function(objective: str) -> Loss:
     Raises:
         BadInput: there is no such function, or it does not take y and z.
     """
-    if objective in LOSSES:
-        return LOSSES[objective][0]
+    if objective in METHODS:
+        return METHODS[objective].loss
     function = load_function(objective, "objective.function")
     try:
         inspect.signature(function).bind(None, None)
@@ -106,7 +195,7 @@ def loss_function(objective: str) -> Loss:
 
 def centre_of(objective: str) -> float:
     """The target that asks for no preference: 1/2 of a label, 0 of a difference of rewards."""
-    return LOSSES[objective][1] if objective in LOSSES else 0.0
+    return method(objective).centre
 
 
 def loss_name(objective: DPO | PDFR | REBEL | RDRC | Custom) -> str:

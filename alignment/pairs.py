@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from reprise.alignment.config import DPO, PDFR, RDRC, REBEL, Custom
+from reprise.alignment.objectives import Scores, target_of
 from reprise.rollout.types import Completions, Pairs
 
 
@@ -100,8 +101,7 @@ def make_targets(
         gamma: KL regularization of this round.
         reward_scale: rewards are divided by it (their standard deviation under pi_0, or 1).
     """
-    target = target_of(
-        objective,
+    scores = Scores(
         (pairs.rewards[:, 0] - pairs.rewards[:, 1]) / reward_scale,
         pairs.policy_logprobs,
         pairs.reference_logprobs,
@@ -109,42 +109,8 @@ def make_targets(
     )
     initial = objective.reference == "initial"
     return Targets(
-        target=target.astype(np.float32),
+        target=target_of(objective, scores).astype(np.float32),
         reference_logprobs=pairs.reference_logprobs if initial else pairs.policy_logprobs,
         weight=pairs.weight,
         gamma=gamma,
     )
-
-
-def target_of(
-    objective: DPO | PDFR | REBEL | RDRC | Custom,
-    difference: np.ndarray,
-    policy_logprobs: np.ndarray,
-    reference_logprobs: np.ndarray,
-    label_uniform: np.ndarray,
-) -> np.ndarray:
-    """The target z of each pair (2601.08421, Section 5.1).
-
-    Args:
-        objective: the objective's settings.
-        difference: r(x, a1) - r(x, a2), shape (pairs,).
-        policy_logprobs: ln pi_k(a_i|x), shape (pairs, 2), nats.
-        reference_logprobs: ln pi_0(a_i|x), shape (pairs, 2), nats.
-        label_uniform: the draw behind a sampled label, shape (pairs,).
-    """
-    if isinstance(objective, DPO) and objective.labels == "ranked":
-        return np.where(difference > 0, 1.0, 0.0)
-    if isinstance(objective, DPO):
-        return np.where(label_uniform < sigmoid(objective.beta * difference), 1.0, 0.0)
-    if isinstance(objective, PDFR):
-        return sigmoid(objective.beta * difference)
-    if isinstance(objective, REBEL | Custom):
-        return difference
-    # r_hat = r - gamma_c ln(pi_k / pi_0), with both log-probabilities stored beside the pair.
-    shift = policy_logprobs - reference_logprobs
-    return difference - objective.gamma_c * (shift[:, 0] - shift[:, 1])
-
-
-def sigmoid(x: np.ndarray) -> np.ndarray:
-    """1 / (1 + exp(-x)), without overflow; with beta = 100, x reaches into the hundreds."""
-    return np.exp(-np.logaddexp(0, -x.astype(np.float64)))

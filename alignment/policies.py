@@ -1,18 +1,139 @@
-"""The policy of a run: pi_0 as its config wants it, with an adapter or without, and its end."""
+"""The policies of a run: pi_0, the pi_k that is trained, how each is saved, and the last one.
+
+With LoRA one base serves both: pi_0 is the base with its adapter off. With shards (FSDP2, ZeRO) the
+policy is whole while a round is collected, in shards while it is updated, and made whole again.
+"""
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from reprise.alignment import adapters
 from reprise.alignment.config import Offline, OnPolicy
-from reprise.alignment.models import load_policy, weights_sha256
+from reprise.alignment.models import (
+    load_policy,
+    load_tokenizer,
+    load_weights_strictly,
+    weights_sha256,
+)
+from reprise.alignment.training import sharding
+from reprise.alignment.training.update import remove_update_checkpoints
 from reprise.rollout import files
 from reprise.rollout.randomness import Streams
 from reprise.rollout.run.run_dir import RunDir
+
+
+class Policies:
+    """pi_0 and pi_k.
+
+    Args:
+        config: the experiment's settings.
+        run_dir: where policies are saved.
+        streams: of the run; a fresh adapter draws from them.
+
+    Attributes:
+        saved: number of the newest policy that was saved; 0 without one.
+        initial: pi_0, None until `load_initial` and `start_from`, and where nothing needs it.
+        current: pi_k, None until `start_from`.
+        tokenizer: theirs.
+        device: where they are.
+    """
+
+    def __init__(self, config: OnPolicy | Offline, run_dir: RunDir, streams: Streams) -> None:
+        self.config, self.run_dir, self.streams = config, run_dir, streams
+        self.device = PartialState().device
+        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(config.policy, "policy")
+        newest = run_dir.newest("round")
+        self.saved = 0 if newest is None else newest[0]
+        self.initial: Any = None
+        self.current: Any = None
+
+    def load_initial(self) -> PreTrainedModel:
+        """The model that `policy` names; it is pi_0 once `start_from` has it."""
+        return load(self.config.policy, self.config, self.device)
+
+    def start_from(self, initial: PreTrainedModel | None) -> None:
+        """Set pi_0, and pi_k to the newest policy that was saved.
+
+        Args:
+            initial: from `load_initial`; None where pi_0 is not needed, to save its memory.
+        """
+        if self.saved:
+            self.run_dir.say(f"continuing after round {self.saved}")
+        if self.config.lora is not None:
+            self.current = self._attach(self.load_initial() if initial is None else initial)
+            self.initial = None if initial is None else adapters.Reference(self.current)
+            if self.saved:
+                load_weights_strictly(self.current, self._folder(self.saved))
+            return
+        self.initial = initial
+        if self.saved:
+            self.current = load(str(self._folder(self.saved)), self.config, self.device)
+        else:
+            self.current = self.load_initial() if initial is None else copy.deepcopy(initial)
+
+    def make_whole(self) -> None:
+        """Put a whole pi_{k+1} in the place of the one in shards."""
+        whole: Any = self.load_initial()
+        if self.config.lora is not None:
+            whole = self._attach(whole)
+            if self.initial is not None:  # it shared the base that is in shards now
+                self.initial = adapters.Reference(whole)
+        sharding.copy_whole(self.current, whole)
+        self.current = whole
+
+    def save(self, k: int) -> None:
+        """Save pi_k; the round is then behind us."""
+        if self.run_dir.is_main:
+            with self.run_dir.checkpoint(self._folder(k).name) as folder:
+                self.current.save_pretrained(folder)
+                self.tokenizer.save_pretrained(folder)
+            remove_update_checkpoints(self.run_dir, through=k)
+        PartialState().wait_for_everyone()
+
+    def finish(self) -> dict[str, str]:
+        """Make `checkpoints/final` of the last policy; returns hashes for the summary."""
+        PartialState().wait_for_everyone()
+        last = self._folder(self.config.rounds).name
+        if self.config.lora is not None:
+            return self._save_merged(last)
+        if self.run_dir.is_main:
+            files.link(self.run_dir.checkpoints / "final", last)
+        return {"weights_sha256": weights_sha256(self.current.state_dict())}
+
+    def _save_merged(self, last: str) -> dict[str, str]:
+        """`checkpoints/final`: base plus adapter; `checkpoints/adapter`: the adapter alone."""
+        lora, fresh = self.config.lora, None
+        assert lora is not None
+        if lora.quantization is not None:  # 4-bit codes cannot hold the sums
+            attention = self.config.attention
+            fresh = load_policy(self.config.policy, "policy", lora.base_dtype, attention)
+        if self.run_dir.is_main:
+            with self.run_dir.checkpoint("final") as folder:
+                adapters.save_merged(self.current, folder, fresh)
+                self.tokenizer.save_pretrained(folder)
+            files.link(self.run_dir.checkpoints / "adapter", last)
+        return {
+            "weights_sha256": weights_sha256(dict(adapters.merged_onto(self.current, fresh))),
+            "adapter_sha256": weights_sha256(adapters.adapter_state(self.current)),
+        }
+
+    def _attach(self, base: PreTrainedModel) -> Any:
+        """`base` with a fresh adapter, which changes nothing yet."""
+        assert self.config.lora is not None
+        train = self.config.train
+        checkpointing = train.get("activation_checkpointing") or train.get("gradient_checkpointing")
+        seed = self.streams.internal_seed_for("adapter")
+        return adapters.attach(base, self.config.lora, seed, bool(checkpointing))
+
+    def _folder(self, k: int) -> Path:
+        return self.run_dir.checkpoints / f"round-{k:05d}"
 
 
 def load(name: str, config: OnPolicy | Offline, device: torch.device) -> PreTrainedModel:
@@ -33,46 +154,3 @@ def load(name: str, config: OnPolicy | Offline, device: torch.device) -> PreTrai
         ):
             module.attention_dropout = 0.0
     return model.eval()
-
-
-def attach(base: PreTrainedModel, config: OnPolicy | Offline, streams: Streams) -> Any:
-    """`base` with a fresh adapter, which changes nothing yet."""
-    assert config.lora is not None
-    train = config.train
-    checkpointing = train.get("activation_checkpointing") or train.get("gradient_checkpointing")
-    seed = streams.internal_seed_for("adapter")
-    return adapters.attach(base, config.lora, seed, bool(checkpointing))
-
-
-def save_merged(
-    policy: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    config: OnPolicy | Offline,
-    run_dir: RunDir,
-    last: str,
-) -> dict[str, str]:
-    """`checkpoints/final`: base plus adapter; `checkpoints/adapter`: the adapter alone.
-
-    Args:
-        policy: the last one.
-        tokenizer: its tokenizer.
-        config: the run's.
-        run_dir: the run's.
-        last: name of the checkpoint that holds its adapter.
-
-    Returns:
-        Hashes of both, for the summary.
-    """
-    lora, fresh = config.lora, None
-    assert lora is not None
-    if lora.quantization is not None:  # 4-bit codes cannot hold the sums
-        fresh = load_policy(config.policy, "policy", lora.base_dtype, config.attention)
-    if run_dir.is_main:
-        with run_dir.checkpoint("final") as folder:
-            adapters.save_merged(policy, folder, fresh)
-            tokenizer.save_pretrained(folder)
-        files.link(run_dir.checkpoints / "adapter", last)
-    return {
-        "weights_sha256": weights_sha256(dict(adapters.merged_onto(policy, fresh))),
-        "adapter_sha256": weights_sha256(adapters.adapter_state(policy)),
-    }

@@ -32,7 +32,7 @@ import torch
 from reprise.rl.arranged import Arranged, Forward, decide_precision
 from reprise.rl.config import PQN, Optimizer
 from reprise.rl.networks import QNetwork, build
-from reprise.rl.pqn_checkpoint import newest, restore, save
+from reprise.rl.pqn_checkpoint import restore, save
 from reprise.rl.pqn_result import WORK, result
 from reprise.rl.quantize import Quantizer
 from reprise.rl.workers import Clock, Workers
@@ -239,13 +239,28 @@ class Learner:
 
     # -- around them -------------------------------------------------------------------------------
 
+    def state_dict(self) -> dict[str, Any]:
+        """All that decides what follows, but for weights and environments: optimizer, counters."""
+        return {
+            "iteration": self.iteration,
+            "games": self.games,
+            "recent": list(self.recent),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take what `state_dict` gave."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.iteration, self.games = state["iteration"], state["games"]
+        self.recent.extend(state["recent"])
+
     def resume(self) -> None:
         """Continue from the newest checkpoint, or start."""
-        folder = newest(self.run_dir)
-        if folder is None:
+        newest = self.run_dir.newest("step")
+        if newest is None:
             self.observations = self.environments.reset(self.streams.data_seed("environment"))
         else:
-            restore(self, folder)
+            restore(self, newest[1])
         step = self.step
         self.run_dir.cut_metrics(lambda record: record["step"] <= step)
         self.acting = self._weights()
@@ -306,10 +321,11 @@ class Learner:
     def _finite(self, measured: dict[str, float]) -> dict[str, float]:
         bad = [name for name, value in measured.items() if not np.isfinite(value)]
         if bad:
-            folder = newest(self.run_dir)
+            newest = self.run_dir.newest("step")
+            kept = newest[1].name if newest else "no checkpoint"
             raise FloatingPointError(
                 f"{bad[0]} is {measured[bad[0]]} in the update after step {self.step}; nothing "
-                f"of it was saved, and {folder.name if folder else 'no checkpoint'} is the newest "
+                f"of it was saved, and {kept} is the newest "
                 "checkpoint. Start anew with a lower learning_rate or max_gradient_norm, or with "
                 "precision=float32"
             )

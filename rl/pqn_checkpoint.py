@@ -9,9 +9,8 @@ environments carry their own. The last two are kept: one is whole while the next
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -24,24 +23,12 @@ if TYPE_CHECKING:
 KEPT = 2
 
 
-def newest(run_dir: RunDir) -> Path | None:
-    """The newest checkpoint's folder; a folder that is there is whole."""
-    found = sorted(run_dir.checkpoints.glob("step-*"))
-    return found[-1] if found else None
-
-
 def save(learner: Learner) -> None:
     """Write a checkpoint, then remove those before the last two."""
     environments = learner.workers.gather(learner.environments.state_dict())
     if not learner.run_dir.is_main:
         return
-    state: dict[str, Any] = {
-        "iteration": learner.iteration,
-        "games": learner.games,
-        "recent": list(learner.recent),
-        "optimizer": learner.optimizer.state_dict(),
-        "environments": environments,
-    }
+    state = {**learner.state_dict(), "environments": environments}
     with learner.run_dir.checkpoint(f"step-{learner.step:012d}") as folder:
         save_weights(learner.network, folder)
         torch.save(state, folder / "state.pt")
@@ -57,9 +44,7 @@ def restore(learner: Learner, folder: Path) -> None:
     load_weights(learner.network, folder)
     # A run's own file: it holds numpy arrays and bytes, which `weights_only` does not read.
     state = torch.load(folder / "state.pt", map_location="cpu", weights_only=False)
-    learner.optimizer.load_state_dict(state["optimizer"])
-    learner.iteration, learner.games = state["iteration"], state["games"]
-    learner.recent.extend(state["recent"])
+    learner.load_state_dict(state)
     own = state["environments"][learner.workers.rank]
     learner.observations = learner.environments.load_state_dict(own)
     if learner.run_dir.is_main:
@@ -67,5 +52,4 @@ def restore(learner: Learner, folder: Path) -> None:
 
 
 def _prune(run_dir: RunDir) -> None:
-    for old in sorted(run_dir.checkpoints.glob("step-*"))[:-KEPT]:
-        shutil.rmtree(old)
+    run_dir.prune("step", lambda steps: steps[:-KEPT])

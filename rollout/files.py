@@ -162,3 +162,13 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def numbered(folder: Path, name: str) -> dict[int, Path]:
+    """The entries ``name-N`` of a folder by N, lowest first; none if the folder is not there."""
+    found = {
+        int(number): entry
+        for entry in folder.glob(f"{name}-*")
+        if (number := entry.name.removeprefix(f"{name}-")).isdigit()
+    }
+    return dict(sorted(found.items()))

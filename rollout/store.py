@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from reprise.rollout.errors import BadInput
-from reprise.rollout.files import write_bytes, write_json
+from reprise.rollout.files import numbered, write_bytes, write_json
 from reprise.rollout.types import Completions, Transitions
 
 SCHEMA_VERSION = 1
@@ -163,8 +163,7 @@ class RoundStore:
         return RoundWriter(self.path(index), index, shards, metadata, kind)
 
     def _all(self) -> list[int]:
-        folders = self.root.glob("round-[0-9][0-9][0-9][0-9][0-9]")
-        return sorted(int(folder.name[-5:]) for folder in folders)
+        return list(numbered(self.root, "round"))
 
 
 class RoundWriter:

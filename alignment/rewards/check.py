@@ -23,12 +23,32 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from reprise.alignment.collect import Prompts
+from reprise.alignment.config import Offline, OnPolicy
 from reprise.alignment.data import tokenize_answers, tokenize_prompts
+from reprise.alignment.policies import Policies
 from reprise.alignment.rewards.reward import Conversation, RewardModel, Rewards
 from reprise.rollout.errors import BadInput
+from reprise.rollout.run.run_dir import RunDir
 
 PROBES = ("A short answer.", "Another one, which ends in another token and is longer")
 TOLERANCE, TOLERANCE_BF16 = 1e-3, 0.1  # of a score under padding, relative to 1 + |score|
+
+
+def checked_rewards(
+    config: OnPolicy | Offline, policies: Policies, prompts: Prompts, run_dir: RunDir
+) -> Rewards:
+    """What scores a run's completions, held to all of this on the first of its prompts.
+
+    Raises:
+        BadInput: what is wrong, and the remedy.
+    """
+    bf16 = bool(config.train.get("bf16", False))
+    rewards = Rewards(config.reward, policies.tokenizer, config.attention, policies.device, bf16)
+    ranked = check_rewards(rewards, prompts.ids, prompts.conversations)
+    if ranked is not None:
+        run_dir.say(f"reward: {ranked:.0%} of the known pairs are ranked right")
+    return rewards
 
 
 def check_rewards(

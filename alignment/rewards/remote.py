@@ -69,11 +69,11 @@ class RemoteReward:
             }
             answer = self.server.post("", body)
             rewards = answer.get("rewards") if isinstance(answer, dict) else None
-            scores += check_rewards(rewards, len(completions[part]), f"reward.url={self.url!r}")
+            scores += check_scores(rewards, len(completions[part]), f"reward.url={self.url!r}")
         return np.array(scores, dtype=np.float32)
 
 
-def check_rewards(rewards: Any, count: int, who: str) -> list[float]:
+def check_scores(rewards: Any, count: int, who: str) -> list[float]:
     """`rewards` as `count` finite floats.
 
     Raises:

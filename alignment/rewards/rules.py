@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from reprise.alignment.rewards.remote import check_rewards
+from reprise.alignment.rewards.remote import check_scores
 from reprise.rollout.errors import BadInput
 from reprise.rollout.functions import identity, load_function
 
@@ -68,6 +68,6 @@ class RuleReward:
         chosen = {name: extras[name] for name in self.extras}
         rewards = self.function(prompts=prompts, completions=completions, **chosen)
         return np.array(
-            check_rewards(rewards, len(completions), f"reward.function={self.path!r}"),
+            check_scores(rewards, len(completions), f"reward.function={self.path!r}"),
             dtype=np.float32,
         )

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from reprise.alignment.config import DPO
-from reprise.alignment.objectives import pair_losses
-from reprise.alignment.pairs import target_of
+from reprise.alignment.objectives import Scores, pair_losses, target_of
 from reprise.alignment.theory.bandit import Bandit, tabular
 from reprise.alignment.theory.config import Network
 from reprise.alignment.theory.learning import PairTable, draw, objective_of, win_probability
@@ -67,7 +66,7 @@ def fit(
     else:
         difference = table.difference(bandit.rewards).expand(batch.counts.shape)
         unused = np.zeros(0)
-        made = target_of(objective, difference.reshape(-1).numpy(), unused, unused, unused)
+        made = target_of(objective, Scores(difference.reshape(-1).numpy(), unused, unused, unused))
         target = torch.from_numpy(made)
     reference, target = initial.reshape(-1, 2), target.reshape(-1)
     weight = (batch.counts / batch.size).reshape(-1)

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from reprise.alignment.config import DPO, PDFR, RDRC, REBEL
-from reprise.alignment.objectives import pair_losses
-from reprise.alignment.pairs import target_of
+from reprise.alignment.objectives import Scores, pair_losses, target_of
 from reprise.alignment.theory.bandit import Bandit
 from reprise.alignment.theory.constrained import kkt_residual, minimize_in_ball
 from reprise.alignment.theory.design import preferential_design
@@ -191,10 +190,12 @@ class _Derivatives:
             self.target = torch.from_numpy(
                 target_of(
                     objective,
-                    difference.expand(counts.shape).reshape(-1).numpy(),
-                    previous.reshape(-1, 2).numpy(),
-                    initial.reshape(-1, 2).numpy(),
-                    np.zeros(counts.numel()),
+                    Scores(
+                        difference.expand(counts.shape).reshape(-1).numpy(),
+                        previous.reshape(-1, 2).numpy(),
+                        initial.reshape(-1, 2).numpy(),
+                        np.zeros(counts.numel()),
+                    ),
                 )
             ).reshape(counts.shape)
 
@@ -227,7 +228,7 @@ def win_probability(bandit: Bandit, table: PairTable) -> Tensor:
     """P(first beats second) under Bradley-Terry: the soft label of preference distillation."""
     soft = PDFR(name="pdfr", gamma=bandit.gamma, reference="initial", beta=1.0)
     difference, unused = table.difference(bandit.rewards).numpy(), np.zeros(0)
-    return torch.from_numpy(target_of(soft, difference, unused, unused, unused))
+    return torch.from_numpy(target_of(soft, Scores(difference, unused, unused, unused)))
 
 
 def design_of(bandit: Bandit, tolerance: float = 0.01) -> Tensor:

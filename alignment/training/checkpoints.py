@@ -28,10 +28,8 @@ def mark_complete(checkpoint: str | os.PathLike[str]) -> None:
 
 def last_complete_checkpoint(folder: str | os.PathLike[str]) -> str | None:
     """The newest `checkpoint-N` in `folder` with a marker and all files it lists, or None."""
-    newest = sorted(
-        Path(folder).glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])
-    )
-    for checkpoint in reversed(newest):
+    found = files.numbered(Path(folder), "checkpoint")
+    for checkpoint in reversed(found.values()):
         if not (checkpoint / MARKER).is_file():
             continue
         sizes = json.loads((checkpoint / MARKER).read_text())

@@ -12,7 +12,6 @@ silently on wrong ratios; the first step compares ln pi with the stored ln pi_k 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
@@ -28,11 +28,14 @@ from reprise.alignment.logprobs import completion_logprobs, pad_completions, pad
 from reprise.alignment.objectives import loss_function, loss_name, pair_losses
 from reprise.alignment.pairs import Targets
 from reprise.alignment.training.arguments import make_training_arguments
-from reprise.alignment.training.sharding import check_shards, forget_deepspeed
+from reprise.alignment.training.sharding import check_shards, check_strategy, forget_deepspeed
 from reprise.alignment.training.trainer import Batch, ResumableTrainer, steps_done
 from reprise.rollout.errors import BadInput
+from reprise.rollout.randomness import Streams
 from reprise.rollout.run.run_dir import RunDir
 from reprise.rollout.types import Pairs
+
+STRATEGIES = ("single", "ddp", "fsdp2", "zero2", "zero3")
 
 
 def minibatch_order(
@@ -94,6 +97,30 @@ def padding_of(order: np.ndarray, pairs: Pairs, micro_batch: int) -> float:
     batches = [np.concatenate([rows, rows + count]) for rows in order.reshape(-1, micro_batch)]
     prompts = [*pairs.prompt_ids, *pairs.prompt_ids]
     return padding_share(prompts, [*pairs.first_ids, *pairs.second_ids], batches)
+
+
+def order_of_round(
+    pairs: Pairs, config: OnPolicy | Offline, streams: Streams, k: int
+) -> np.ndarray:
+    """The order in which round k trains on its pairs; see `minibatch_order` and `bucketed`."""
+    order = minibatch_order(
+        len(pairs),
+        config.batch_size,
+        config.epochs,
+        lambda epoch: streams.data("minibatches", k, epoch),
+    )
+    return bucketed(order, pairs, config.batch_size) if config.bucket_by_length else order
+
+
+def check_training(config: OnPolicy | Offline, run_dir: RunDir) -> str:
+    """Refuse settings and launches that cannot train, before anything expensive.
+
+    Returns:
+        The strategy in use.
+    """
+    PartialState()  # the processes meet before Accelerate is asked what it makes of the launch
+    training_arguments(config, run_dir.checkpoints, run_dir.world)
+    return check_strategy(config.parallelism, run_dir.world, STRATEGIES)
 
 
 def training_arguments(config: OnPolicy | Offline, folder: Path, world: int) -> TrainingArguments:
@@ -172,10 +199,7 @@ def update(
 
 def remove_update_checkpoints(run_dir: RunDir, through: int) -> None:
     """Delete the checkpoints inside rounds up to `through`: those rounds' policies are saved."""
-    if run_dir.is_main:
-        for folder in run_dir.checkpoints.glob("update-*"):
-            if int(folder.name.split("-")[1]) <= through:
-                shutil.rmtree(folder)
+    run_dir.prune("update", lambda rounds: [k for k in rounds if k <= through])
 
 
 class RoundTrainer(ResumableTrainer):

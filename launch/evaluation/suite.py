@@ -24,7 +24,7 @@ from reprise.alignment.judging.config import (
 )
 from reprise.launch.config import ConfigError, override, read, refuse_secrets
 from reprise.launch.problems import explain
-from reprise.rollout.files import write_json
+from reprise.rollout.files import numbered, write_json
 from reprise.rollout.run.remote import redact
 
 Suite = JudgeSuite | AlpacaSuite | OpenLLMSuite
@@ -155,8 +155,7 @@ def _require(module: str, package: str) -> None:
 
 
 def _last_round(root: Path) -> int:
-    saved = [int(path.name.split("-")[1]) for path in root.glob("checkpoints/round-*")]
-    return max(saved, default=0)
+    return max(numbered(root / "checkpoints", "round"), default=0)
 
 
 def _model(root: Path, k: int) -> str:

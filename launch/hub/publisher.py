@@ -16,6 +16,7 @@ from pathlib import Path
 
 from reprise.launch.config import ConfigError, read
 from reprise.launch.hub.push import note, notes, push
+from reprise.rollout.files import numbered
 from reprise.rollout.run.remote import OutageError, redact
 from reprise.rollout.run.trackers import Report
 
@@ -67,8 +68,7 @@ def missing_rounds(run: Path, repo_id: str) -> list[int]:
         for record in notes(run)
         if record["status"] == "pushed" and record["repo_id"] == repo_id
     }
-    saved = [int(path.name.split("-")[1]) for path in run.glob("checkpoints/round-*")]
-    return sorted(set(saved) - pushed)
+    return [k for k in numbered(run / "checkpoints", "round") if k not in pushed]
 
 
 def catch_up(run: Path, repo_id: str, private: bool, say: Callable[[str], None]) -> bool:

@@ -22,6 +22,7 @@ from typing import Any
 from reprise.launch import strict_yaml
 from reprise.launch.config import ConfigError, read
 from reprise.launch.hub.cards import card, public, without_report
+from reprise.rollout.files import numbered
 from reprise.rollout.run.remote import OutageError, hide_secrets_in_logs, redact
 
 KINDS = ("model", "adapter", "rounds", "distilled")
@@ -85,7 +86,8 @@ def what_there_is(directory: Path, round: int | None = None) -> str:
         return "adapter" if (folder / "adapter_config.json").is_file() else "model"
     if (directory / "distilled").is_dir():
         return "distilled"
-    saved = [*directory.glob("checkpoints/final"), *directory.glob("checkpoints/round-*")]
+    checkpoints = directory / "checkpoints"
+    saved = (checkpoints / "final").exists() or numbered(checkpoints, "round")
     if saved or (directory / "config.json").is_file():
         return "model"
     if (directory / "adapter_config.json").is_file():
@@ -116,10 +118,11 @@ def _files(
 
 
 def _model_folder(directory: Path, what: str, round: int | None) -> Path:
-    rounds = sorted(directory.glob("checkpoints/round-*"))
-    candidates = [directory / "checkpoints" / "final", *rounds[::-1], directory]
+    checkpoints = directory / "checkpoints"
+    rounds = numbered(checkpoints, "round").values()
+    candidates = [checkpoints / "final", *reversed(rounds), directory]
     if round is not None:
-        candidates = [directory / "checkpoints" / f"round-{round:05d}"]
+        candidates = [checkpoints / f"round-{round:05d}"]
     markers = ("adapter_config.json",) if what == "adapter" else ("config.json", "network.json")
     for folder in candidates:
         if any((folder / marker).is_file() for marker in markers):

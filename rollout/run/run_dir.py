@@ -15,6 +15,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ from reprise.rollout.errors import BadInput
 from reprise.rollout.files import (
     atomic_directory,
     explain_full_disk,
+    numbered,
     sha256_file,
     write_json,
     write_text,
@@ -161,6 +163,17 @@ class RunDir:
         """A directory to fill, which becomes ``checkpoints/name`` in one step."""
         with atomic_directory(self.checkpoints / name) as folder:
             yield folder
+
+    def newest(self, name: str) -> tuple[int, Path] | None:
+        """Number and folder of the last of ``checkpoints/name-N``; what is there is whole."""
+        found = numbered(self.checkpoints, name)
+        return max(found.items()) if found else None
+
+    def prune(self, name: str, unwanted: Callable[[list[int]], list[int]]) -> None:
+        """Delete those of ``checkpoints/name-N`` whose numbers `unwanted` picks of all."""
+        found = numbered(self.checkpoints, name)
+        for number in unwanted(list(found)) if self.is_main else []:
+            shutil.rmtree(found[number])
 
     def finish(self, **summary: Any) -> None:
         """Write ``summary.json``: the run is complete."""

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from reprise.alignment.pairs import identical, select_pairs, sigmoid
+from reprise.alignment.objectives import sigmoid
+from reprise.alignment.pairs import identical, select_pairs
 from reprise.rollout.types import Completions
 
 
