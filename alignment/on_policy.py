@@ -41,7 +41,7 @@ from reprise.alignment.training.update import (
 )
 from reprise.rollout.randomness import Streams
 from reprise.rollout.run import interruption
-from reprise.rollout.run.run_dir import RunDir
+from reprise.rollout.run.run_dir import HandedOver, RunDir
 from reprise.rollout.store import RoundStore
 from reprise.rollout.types import Completions, Pairs
 
@@ -102,27 +102,27 @@ class _Loop:
         first = self.policies.saved
         remove_update_checkpoints(run_dir, through=first)
         # The next phase of the same command continues, but nothing was interrupted.
-        before = run_dir.handed_over
-        self.resumed = bool(run_dir.metrics()) if before is None else before.get("resumed", False)
+        before = run_dir.stage.before if run_dir.stage else None
+        self.resumed = bool(run_dir.metrics()) if before is None else before.resumed
         run_dir.cut_metrics(lambda r: r["round"] <= first or "step" in r)
 
     def _phase(self) -> str:
         """What this process does: "both", or in staged mode "collect" or "update"."""
         k = self.policies.saved
-        if not self.run_dir.staged:
+        if self.run_dir.stage is None:
             return "both"
         stored = k < self.config.rounds and self.source.is_stored(k)
         return "update" if stored and k in self.held_out.measured() else "collect"
 
     def collect(self, k: int) -> Completions:
         """D_k, and how long it took: in staged mode the other phase has to be told."""
-        started = time.monotonic()
+        started, stage = time.monotonic(), self.run_dir.stage
         completions = self.source.collect(k, self.collector)
         self.collect_seconds = time.monotonic() - started
-        if self.phase == "collect":
-            self.run_dir.hand_over(collect_seconds=self.collect_seconds, resumed=self.resumed)
-        elif self.phase == "update":
-            self.collect_seconds = (self.run_dir.handed_over or {}).get("collect_seconds", 0.0)
+        if stage and self.phase == "collect":
+            stage.after = HandedOver(self.collect_seconds, self.resumed)
+        elif stage:
+            self.collect_seconds = stage.before.collect_seconds if stage.before else 0.0
         return completions
 
     def update(self, k: int, completions: Completions, pairs: Pairs, targets: Targets) -> None:

@@ -15,6 +15,7 @@ import sys
 from typing import Any, NoReturn, Protocol
 
 from reprise.launch.config import ConfigError
+from reprise.rollout.run.run_dir import HandedOver
 
 _AT_START = dict(os.environ)  # libraries add to it; the next phase begins with what we began with
 _HANDED_OVER = "REPRISE_HANDED_OVER"
@@ -157,13 +158,13 @@ def _quiet_deepspeed() -> None:
 # -- staged runs: one process for each phase -----------------------------------------------------
 
 
-def handed_over() -> dict[str, Any] | None:
+def handed_over() -> HandedOver | None:
     """What the phase before this one handed over; None in the first phase of a command."""
     text = os.environ.pop(_HANDED_OVER, None)
-    return None if text is None else json.loads(text)
+    return None if text is None else HandedOver(**json.loads(text))
 
 
-def become_the_next_phase(values: dict[str, Any]) -> NoReturn:
+def become_the_next_phase(values: HandedOver) -> NoReturn:
     """Replace this process by a new one with the same command: all memory is given back.
 
     The command continues the run, which is how the next phase begins. Its number stays what it
@@ -172,10 +173,10 @@ def become_the_next_phase(values: dict[str, Any]) -> NoReturn:
     addresses, and would give them to the next.
 
     Args:
-        values: for the next phase, JSON.
+        values: for the next phase.
     """
     rank, world = asked_for()
-    environment = {**_AT_START, _HANDED_OVER: json.dumps(values)}
+    environment = {**_AT_START, _HANDED_OVER: json.dumps(vars(values))}
     if world > 1:
         environment["MASTER_PORT"] = str(share(_free_port() if rank == 0 else 0))
         environment["TORCHELASTIC_USE_AGENT_STORE"] = "False"

@@ -149,15 +149,15 @@ def starts(run: Path) -> list[dict[str, Any]]:
     return [first, *first.get("resumed", [])]
 
 
-def unlike(earlier: dict[str, Any], here: str) -> str | None:
-    """What to tell a user who continues a run on `here`, another instruction set; None: the same.
+def unlike(earlier: dict[str, Any], here: str, when: str = "the earlier start") -> str | None:
+    """What to tell of a start with another instruction set than `here`; None: the same.
 
     A start that an older version recorded has none, and nothing can be said.
     """
     there = earlier.get("instruction_set")
     if there is None or there == here:
         return None
-    return f"instruction set: {there} at the earlier start, {here} now; bits may differ"
+    return f"{there} at {when}, {here} now; bits may differ"
 
 
 def _version(name: str) -> str:

@@ -23,6 +23,7 @@ from reprise.launch.config import EXPERIMENTS, ConfigError, ExperimentSettings, 
 from reprise.launch.parallel import Job, run_side_by_side
 from reprise.launch.provenance import cores
 from reprise.launch.run import default_out
+from reprise.launch.tables.values import PathError, number_at
 from reprise.rl.replicable.agreement import most_common_share, pairwise_identity
 from reprise.rollout.files import write_json
 from reprise.rollout.run.intervals import jackknife, student, student_share
@@ -189,18 +190,11 @@ def _reported(summary: dict[str, Any]) -> np.ndarray:
 
 
 def _value(summary: Any, metric: str) -> float:
-    value = summary
-    for part in metric.split("."):
-        try:
-            value = value[int(part)] if isinstance(value, list) else value[part]
-        except (KeyError, IndexError, ValueError, TypeError):
-            keys = ", ".join(value) if isinstance(value, dict) else f"0 to {len(value) - 1}"
-            raise ConfigError(
-                f"--metric {metric}: summary.json has no '{part}' there; there are {keys}"
-            ) from None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ConfigError(f"--metric {metric}: is {value!r}, should be a number")
-    return float(value)
+    try:
+        return number_at(summary, metric)
+    except PathError as error:
+        known = f"; there are {error.known}" if error.known else ", should be a number"
+        raise ConfigError(f"--metric {metric}: in summary.json, {error}{known}") from None
 
 
 def _distance(a: Path, b: Path) -> tuple[float, float, float]:

@@ -14,6 +14,7 @@ import fcntl
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from reprise.launch.provenance import provenance, starts, unlike
 from reprise.rollout.errors import BadInput
 from reprise.rollout.files import is_leftover, remove_leftovers, write_json, write_text
 from reprise.rollout.run.remote import redact
-from reprise.rollout.run.run_dir import RunDir
+from reprise.rollout.run.run_dir import HandedOver, RunDir, Stage
 
 
 def execute(
@@ -44,7 +45,7 @@ def execute(
     out: str | os.PathLike[str] | None = None,
     dry_run: bool = False,
     staged: bool = False,
-    next_phase: Callable[[dict[str, Any]], object] = processes.become_the_next_phase,
+    next_phase: Callable[[HandedOver], object] = processes.become_the_next_phase,
 ) -> Path:
     """Run a config to its end, or as far as it still has to go.
 
@@ -206,9 +207,26 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What the main process found in a directory and decided, for all processes.
+
+    Attributes:
+        state: 'new', 'unfinished' or 'finished'.
+        threads: each process computes with.
+        revision: of the code.
+        refused: why the run cannot be, else None.
+    """
+
+    state: str
+    threads: int = 1
+    revision: str = ""
+    refused: str | None = None
+
+
 def _prepare(
-    path: Path, settings: ExperimentSettings, threads: int, world: int, next_phase: bool
-) -> dict[str, Any]:
+    path: Path, settings: ExperimentSettings, threads: int, world: int, is_first_phase: bool
+) -> Plan:
     """Write who we are, or check that we are who started; returns what every process needs.
 
     Raises:
@@ -216,9 +234,8 @@ def _prepare(
     """
     state = state_of(path, settings)
     if state == "finished":
-        return {"state": state}
+        return Plan(state)
     remove_leftovers(path)  # nobody else writes here: we hold the lock
-    file = path / "provenance.json"
     before = starts(path) if state == "unfinished" else []
     if before:
         _check_world(path, before[0]["world_size"], world)
@@ -229,20 +246,20 @@ def _prepare(
             )
         threads = before[0]["threads"]
     processes.pin_threads(threads)  # before torch and BLAS are loaded and asked
-    record = provenance(threads, world)
+    record, file = provenance(threads, world), path / "provenance.json"
     if before:
         for key in ("code_revision", "packages"):
             if before[0][key] != record[key]:
                 _say(f"warning: {key} is not what {path} was started with; bits may differ")
         if told := unlike(before[-1], record["instruction_set"]):
-            _say(f"warning: {path}: {told}")
-        if not next_phase:
+            _say(f"warning: {path}: instruction set: {told}")
+        if is_first_phase:
             write_json(file, {**before[0], "resumed": [*before[1:], record]})
     else:
         # config.yaml last: it makes the directory a run, so a kill in between leaves none.
         write_json(file, record)
         write_text(path / "config.yaml", to_yaml(settings))
-    return {"state": state, "threads": threads, "revision": record["code_revision"]}
+    return Plan(state, threads, record["code_revision"])
 
 
 def _check_world(path: Path, first: int, world: int) -> None:
@@ -261,68 +278,71 @@ def _run(
     settings: ExperimentSettings,
     path: Path,
     staged: bool = False,
-    next_phase: Callable[[dict[str, Any]], object] = processes.become_the_next_phase,
+    next_phase: Callable[[HandedOver], object] = processes.become_the_next_phase,
 ) -> None:
     rank, world = processes.asked_for()
     processes.check_launch(getattr(settings, "parallelism", None), world)
     threads = processes.threads()
     if world > 1:
         processes.join(world)
-    handed_over = processes.handed_over() if staged else None
+    stage = Stage(processes.handed_over()) if staged else None
+    is_first_phase = stage is None or stage.before is None
     with contextlib.ExitStack() as held:
-        plan: dict[str, Any] = {}
+        plan = Plan("unfinished")
         if rank == 0:
             try:
                 state_of(path, settings)  # before the lock, which already writes
                 held.enter_context(_locked(path))
-                plan = _prepare(path, settings, threads, world, handed_over is not None)
+                plan = _prepare(path, settings, threads, world, is_first_phase)
             except ConfigError as error:
-                plan = {"refused": str(error)}
+                plan = Plan("new", refused=str(error))
         if world > 1:  # one decision for all: rank 0 touches the directory, the others wait for it
             plan = processes.share(plan)
-        if "refused" in plan:
-            raise ConfigError(plan["refused"])
-        more: dict[str, Any] | None = None
-        if plan["state"] != "finished":
-            more = _work(settings, path, plan, rank, world, staged, handed_over)
+        if plan.refused is not None:
+            raise ConfigError(plan.refused)
+        more = False
+        if plan.state != "finished":
+            run_dir = _open(settings, path, plan, (rank, world), stage)
+            if is_first_phase:
+                verb = "continuing" if plan.state == "unfinished" else "starting"
+                run_dir.say(f"{verb} {settings.experiment} in {path}")
+            more = _work(settings, run_dir)
         elif rank == 0:
             _say(f"{path} is finished and was left alone; its result is in summary.json")
-    if more is not None:  # the lock is free again: the next phase takes it
-        next_phase(more)
+    if more and stage is not None:  # the lock is free again: the next phase takes it
+        next_phase(stage.after)
     else:
         processes.leave()
 
 
-def _work(
+def _open(
     settings: ExperimentSettings,
     path: Path,
-    plan: dict[str, Any],
-    rank: int,
-    world: int,
-    staged: bool,
-    handed_over: dict[str, Any] | None,
-) -> dict[str, Any] | None:
-    """Do the run, or one phase of it; returns what is for the next phase, None at the end."""
-    processes.pin_threads(plan["threads"])
-    report = settings.report
-    run_dir = RunDir(
+    plan: Plan,
+    place: tuple[int, int],
+    stage: Stage | None,
+) -> RunDir:
+    processes.pin_threads(plan.threads)
+    rank, world = place
+    return RunDir(
         path,
         experiment=settings.experiment,
         seed=settings.seed,
         config_sha256=config_sha256(settings),
-        code_revision=plan["revision"],
+        code_revision=plan.revision,
         rank=rank,
         world=world,
-        report=report,
+        report=settings.report,
         settings=settings.model_dump(mode="json"),
-        staged=staged,
-        handed_over=handed_over,
+        stage=stage,
     )
-    verb = "continuing" if plan["state"] == "unfinished" else "starting"
-    if handed_over is None:
-        run_dir.say(f"{verb} {settings.experiment} in {path}")
+
+
+def _work(settings: ExperimentSettings, run_dir: RunDir) -> bool:
+    """Do the run, or one phase of it; returns whether another phase is to follow."""
+    path, report = run_dir.path, run_dir.report
     publisher = None
-    if rank == 0 and report.push is not None:
+    if run_dir.is_main and report.push is not None:
         from reprise.launch.hub.publisher import Publisher
 
         publisher = Publisher(path, report, run_dir.say)
@@ -331,7 +351,7 @@ def _work(
     except BadInput:
         # A config that is refused before any work is done does not keep the directory, so that
         # the corrected one may have it.
-        if rank == 0 and set(os.listdir(path)) <= _OURS:
+        if run_dir.is_main and set(os.listdir(path)) <= _OURS:
             (path / "config.yaml").unlink()
             (path / "provenance.json").unlink()
         raise
@@ -340,12 +360,12 @@ def _work(
             publisher.stop()
     if summary is None:
         run_dir.close()
-        return run_dir.to_hand_over
+        return True
     run_dir.finish(**summary)
     run_dir.say(f"finished {settings.experiment}: {path / 'summary.json'}")
     if publisher is not None:
         publisher.finish()
-    return None
+    return False
 
 
 def _say(text: str) -> None:

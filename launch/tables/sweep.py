@@ -25,7 +25,7 @@ from typing import Any
 from reprise.launch.config import ConfigError, find, load
 from reprise.launch.evaluation.suite import result_file
 from reprise.launch.parallel import Job, run_side_by_side
-from reprise.launch.provenance import cores, instruction_set, starts
+from reprise.launch.provenance import cores, instruction_set, starts, unlike
 from reprise.launch.run import default_out, state_of
 from reprise.launch.tables.schema import (
     Budget,
@@ -275,9 +275,8 @@ def made_elsewhere(made: Plan) -> list[str]:
     for out, begun in recorded.items():
         finished = (out / "summary.json").is_file()
         state = "finished" if finished else "unfinished"
-        for there in {start.get("instruction_set", here) for start in begun} - {here}:
-            differs = f"instruction set {there} at a start, {here} now; bits may differ"
-            found[f"{state} runs: {differs}"] += 1
+        for told in {told for start in begun if (told := unlike(start, here, "a start"))}:
+            found[f"{state} runs: instruction set {told}"] += 1
         if (threads := begun[0]["threads"]) != 1:
             then = "bits may differ" if finished else "they continue with as many"
             found[f"{state} runs: threads {threads} at the start, 1 in a sweep; {then}"] += 1

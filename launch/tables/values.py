@@ -1,7 +1,7 @@
 """Numbers out of a run's summary: ``cells[lambda=0.1,fraction=0.25].return_mean``.
 
 A path is keys joined by points. After a key that holds a list, brackets choose one entry: by its
-place (``rounds[-1]``) or by what it holds (``cells[method=distilled,size=50]``).
+place (``rounds[-1]``, or ``rounds.-1``) or by what it holds (``cells[method=distilled,size=50]``).
 """
 
 from __future__ import annotations
@@ -12,11 +12,17 @@ from typing import Any
 
 from reprise.rollout.errors import BadInput
 
-_PART = re.compile(r"(?P<key>[^\W\d][^.\[\]]*)(?:\[(?P<choice>[^\[\]]+)\])?(?:\.|$)")
+_PART = re.compile(
+    r"(?P<key>[^\W\d][^.\[\]]*)(?:\[(?P<choice>[^\[\]]+)\]|\.(?P<place>-?\d+)(?=\.|$))?(?:\.|$)"
+)
 
 
 class PathError(BadInput):
-    """A path that is not one, or that leads nowhere."""
+    """A path that is not one, or that leads nowhere; `known` is what there is instead."""
+
+    def __init__(self, message: str, known: str = "") -> None:
+        super().__init__(message)
+        self.known = known
 
 
 def parse(path: str) -> list[tuple[str, str | None]]:
@@ -30,7 +36,7 @@ def parse(path: str) -> list[tuple[str, str | None]]:
         found = _PART.match(path, place)
         if found is None:
             raise PathError(f"path '{path}': not understood from '{path[place:]}' on")
-        parts.append((found["key"], found["choice"]))
+        parts.append((found["key"], found["choice"] or found["place"]))
         place = found.end()
     if not parts or path.endswith("."):
         raise PathError(f"path '{path}': a key is missing")
@@ -47,7 +53,7 @@ def value_at(summary: Any, path: str) -> Any:
     for key, choice in parse(path):
         if not isinstance(here, Mapping) or key not in here:
             known = ", ".join(here) if isinstance(here, Mapping) else repr(here)
-            raise PathError(f"path '{path}': no '{key}' in {{{known}}}")
+            raise PathError(f"path '{path}': no '{key}' in {{{known}}}", known)
         here = here[key]
         if choice is not None:
             here = _chosen(here, choice, path)

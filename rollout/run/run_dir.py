@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,32 @@ from reprise.rollout.run.remote import redact
 from reprise.rollout.run.trackers import Report, Tracker, check_trackers, open_trackers
 
 
+@dataclass(frozen=True)
+class HandedOver:
+    """What a phase of a staged run tells the next; lost, like all that is timed, if it is killed.
+
+    Attributes:
+        collect_seconds: how long the round took to collect.
+        resumed: whether the round was interrupted.
+    """
+
+    collect_seconds: float = 0.0
+    resumed: bool = False
+
+
+@dataclass
+class Stage:
+    """That a process does one phase of an experiment, and the next one is another process's.
+
+    Attributes:
+        before: what the phase before handed over; None for the first of a command.
+        after: what this one hands over.
+    """
+
+    before: HandedOver | None = None
+    after: HandedOver = HandedOver()
+
+
 class RunDir:
     """One run's directory.
 
@@ -49,8 +76,7 @@ class RunDir:
         world: number of processes.
         report: where the run is shown beside ``metrics.jsonl``.
         settings: the resolved config, for those places.
-        staged: end after one phase of the experiment; the next one is another process's.
-        handed_over: what the phase before handed over; None for the first of a command.
+        stage: that only one phase of the experiment is done; None: all of it.
     """
 
     def __init__(
@@ -65,8 +91,7 @@ class RunDir:
         world: int = 1,
         report: Report | None = None,
         settings: dict[str, Any] | None = None,
-        staged: bool = False,
-        handed_over: dict[str, Any] | None = None,
+        stage: Stage | None = None,
     ) -> None:
         self.path = Path(path)
         self.experiment = experiment
@@ -75,9 +100,7 @@ class RunDir:
         self.code_revision = code_revision
         self.rank = rank
         self.world = world
-        self.staged = staged
-        self.handed_over = handed_over
-        self.to_hand_over: dict[str, Any] = {}
+        self.stage = stage
         self.checkpoints = self.path / "checkpoints"
         self.rounds = self.path / "rounds"
         if self.is_main:
@@ -195,10 +218,6 @@ class RunDir:
         for tracker in self._opened or []:
             tracker.close()
         self._opened = None
-
-    def hand_over(self, **values: Any) -> None:
-        """Tell the next phase of a staged run; lost, like all that is timed, if it is killed."""
-        self.to_hand_over |= values
 
     def _checksums(self) -> dict[str, str]:
         """SHA-256 of what the result rests on: the final checkpoint, and the evaluations."""

@@ -283,7 +283,7 @@ def _child(request: dict[str, Any], rank: int, port: int) -> None:
     status = exit_status(lambda: execute(request["config"], (), out, False, staged, ended.append))
     if ended:
         status = NEXT_PHASE
-        report.with_suffix(".phase").write_text(json.dumps(ended[0]))
+        report.with_suffix(".phase").write_text(json.dumps(vars(ended[0])))
     resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     told = json.dumps({"events": events.seen, "modules": list(sys.modules)})
     report.with_suffix(f".{rank}.json").write_text(told)

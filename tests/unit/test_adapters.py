@@ -23,6 +23,12 @@ def load(lab):
     return models.load_policy(str(lab.policy), attention="eager").eval()
 
 
+def frozen(lab):
+    """The base as LoRA has it: torch multiplies by a weight that takes a gradient in another shape,
+    which an old MKL adds up in another order."""
+    return load(lab).requires_grad_(False)
+
+
 def adapted(lab, trained=True, checkpointing=False, settings=SMALL):
     policy = adapters.attach(load(lab), settings, seed=3, checkpointing=checkpointing)
     if trained:  # B is 0 at first
@@ -49,11 +55,11 @@ def logprobs(model, **settings):
 
 
 def test_a_fresh_adapter_changes_no_bit(lab):
-    assert torch.equal(logprobs(adapted(lab, trained=False)), logprobs(load(lab)))
+    assert torch.equal(logprobs(adapted(lab, trained=False)), logprobs(frozen(lab)))
 
 
 def test_the_reference_is_the_base_to_the_bit_and_shares_its_memory(lab):
-    policy, base = adapted(lab), load(lab)
+    policy, base = adapted(lab), frozen(lab)
     reference = adapters.Reference(policy)
     assert (logprobs(policy) - logprobs(base)).abs().max() > 0.1
     with torch.inference_mode():
