@@ -236,17 +236,13 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def config_sha256(config: ExperimentSettings) -> str:
-    """SHA-256 of the resolved settings as canonical JSON: equal settings, equal hash.
-
-    ``report`` is left out: where a run is shown changes nothing that it computes.
-    """
+    """SHA-256 of the resolved settings that decide results, as canonical JSON."""
     return values_sha256(config.model_dump(mode="json"))
 
 
 def values_sha256(values: dict[str, Any]) -> str:
-    """SHA-256 of resolved settings as plain values, without ``report``."""
-    settings = {key: value for key, value in values.items() if key != "report"}
-    text = json.dumps(settings, sort_keys=True, separators=(",", ":"))
+    """SHA-256 of resolved settings as plain values, without what changes no result."""
+    text = json.dumps(_deciding(values), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -256,9 +252,8 @@ def to_yaml(config: ExperimentSettings) -> str:
 
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
-    """The dotted keys in which two resolved configs differ, with both values; not ``report``'s."""
-    a, b = ({k: v for k, v in c.items() if k != "report"} for c in (ours, theirs))
-    a, b = _flat(a), _flat(b)
+    """The dotted keys in which two resolved configs differ and results may, with both values."""
+    a, b = _flat(_deciding(ours)), _flat(_deciding(theirs))
     missing = "(absent)"
     return [
         f"{key}: {shown(a[key]) if key in a else missing} here, "
@@ -377,6 +372,14 @@ def _listed(path: Path, problems: list[str]) -> str:
     here = Path.cwd()
     shown_path = path.relative_to(here) if path.is_relative_to(here) else path
     return f"{shown_path}: {count}\n" + "\n".join(f"  - {problem}" for problem in problems)
+
+
+def _deciding(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings without ``report`` and ``environment_settings.workers``, which change no result."""
+    values = {key: value for key, value in values.items() if key != "report"}
+    if isinstance(section := values.get("environment_settings"), dict):
+        values["environment_settings"] = {k: v for k, v in section.items() if k != "workers"}
+    return values
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -40,7 +40,7 @@ def result(learner: Learner) -> dict[str, Any]:
         training = {"seed": config.seed, "steps": learner.step, "precision": learner.precision}
         metadata = Metadata(
             learner.environments.name,
-            config.environment_settings.model_dump(mode="json"),
+            config.environment_settings.model_dump(mode="json", exclude={"workers"}),
             list(learner.environments.observation_shape),
             learner.environments.actions,
             list(config.hidden),
@@ -58,7 +58,8 @@ def play_games(config: PQN, network: QNetwork, streams: Streams, run_dir: RunDir
     """Greedy and epsilon-greedy games in float32, their returns as fields, and a film."""
     from reprise.rl.play import film, play, write_csv
 
-    settings, games = config.environment_settings, config.evaluation
+    games = config.evaluation
+    settings = config.environment_settings.model_copy(update={"workers": 0})  # few copies play
 
     def policy(observations: np.ndarray) -> np.ndarray:
         return greedy(network, observations)[0]

@@ -53,7 +53,7 @@ class Atari(Environments):
     Copy i draws its no-ops and sticky actions from Streams(seed).data("environment", i), and its
     emulator is seeded from "emulator" likewise. Emulation holds Python's lock, so `threads` overlap
     only the resizing and gain nothing (two on two cores: 2,350 steps a second, one: 2,630); what
-    scales is more processes, each with its `first_copy`.
+    scales is more processes, each with its `first_copy`: `workers`.
     """
 
     observation_shape = (STACK, SIZE, SIZE)
@@ -156,7 +156,7 @@ class Atari(Environments):
             "name": self.name,
             "copies": self.copies,
             "first_copy": self.first_copy,
-            "settings": self.settings.model_dump(exclude={"threads"}),
+            "settings": self.settings.model_dump(exclude={"threads", "workers"}),
         }
 
 

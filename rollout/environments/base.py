@@ -90,7 +90,11 @@ class Environments(ABC):
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Everything that decides what follows, as plain values, bytes and numpy arrays."""
+        """Everything that decides what follows, as plain values, bytes and numpy arrays.
+
+        Arrays and lists with an entry for each copy are shared out to workers; `copies` and
+        `first_copy` are the numbers; all else is the same for any copies.
+        """
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> np.ndarray:
@@ -156,19 +160,29 @@ def make(
             "ms_pacman", "MsPacman", "ALE/MsPacman-v5"; or your own, "package.module:Class", a
             subclass of `Environments` that is called with this function's arguments.
         copies: N.
-        settings: of Atari; classic control takes only `threads` and, as a shorter time limit in
-            steps, `max_episode_frames`.
+        settings: of Atari; classic control takes only `threads`, `workers` and, as a shorter time
+            limit in steps, `max_episode_frames`.
         first_copy: number of the first copy among those of all processes.
 
     Raises:
-        BadInput: an unknown name, no copies, a setting the environment does not have, or a
-            missing ROM.
+        BadInput: an unknown name, no copies, a setting the environment does not have, more
+            workers than copies, or a missing ROM.
     """
     settings = settings or EnvironmentSettings()
     if copies < 1:
         raise BadInput(f"copies={copies}; must be at least 1")
     if first_copy < 0:
         raise BadInput(f"first_copy={first_copy}; must be at least 0")
+    if settings.workers:
+        if settings.workers > copies:
+            raise BadInput(
+                f"environment_settings.workers={settings.workers}; must be at most the copies of "
+                f"this process, {copies}, since each worker steps at least one; lower it, or raise "
+                "copies"
+            )
+        from reprise.rollout.environments.workers import InWorkers
+
+        return InWorkers(name, copies, settings, first_copy)
     if ":" in name:
         return _own(name)(name, copies, settings, first_copy)
     known = canonical_name(name)

@@ -93,7 +93,7 @@ class Sampling(Settings):
 
 
 class EnvironmentSettings(Settings):
-    """How copies of an environment are run; all but `threads` change what is learnt from.
+    """How copies of an environment are run; all but `threads` and `workers` change what is learnt.
 
     Classic control has none of the Atari settings and refuses them, except `max_episode_frames`,
     which can shorten its own time limit (a frame is a step there).
@@ -118,4 +118,10 @@ class EnvironmentSettings(Settings):
     full_action_space: bool = Field(False, description="all 18 actions, not the game's own few")
     threads: int = Field(
         1, ge=1, description="threads that step copies, same bits for any; emulation gains nothing"
+    )
+    workers: int = Field(
+        0,
+        ge=0,
+        description="processes that step the copies of each training process, same bits for any; "
+        "0: itself",
     )
