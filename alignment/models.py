@@ -31,6 +31,7 @@ from transformers.utils import logging
 
 from reprise.alignment.config import FromScratch
 from reprise.rollout.errors import BadInput
+from reprise.rollout.generate import attend_without_plans
 from reprise.rollout.weights import (
     weights_sha256 as weights_sha256,  # the models' identity: used with them
 )
@@ -202,6 +203,7 @@ def _load_strictly(
     auto: Any, name: str, key: str, dtype: str, attention: str | None, **extra: Any
 ) -> PreTrainedModel:
     folder = resolve_model(name, key)
+    attend_without_plans()
     try:
         model, info = auto.from_pretrained(
             folder,

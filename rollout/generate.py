@@ -38,6 +38,15 @@ CACHE_BLOCK = 32
 UNITS = float(2**40)
 
 
+def attend_without_plans() -> None:
+    """Take cuDNN's attention out of PyTorch's choice, for good, in this process.
+
+    It plans anew, in about a tenth of a second, for each shape that it meets. Text has a new shape
+    at every token and in every batch; `benchmarks/gpu.py` measures both ways.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 @dataclass(frozen=True)
 class Generated:
     """Completions of N prompts; each ends in its EOS exactly if `terminated`.
@@ -81,6 +90,7 @@ def generate(
             model does not have; prompt and completion exceed the model's positions; or the
             model's logits are NaN or infinite.
     """
+    attend_without_plans()
     prompts = [torch.as_tensor(np.asarray(ids, dtype=np.int64)) for ids in prompt_ids]
     keys = range(len(prompts)) if prompt_index is None else [int(index) for index in prompt_index]
     assert len(keys) == len(prompts), "one stream index per prompt"

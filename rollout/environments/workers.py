@@ -33,6 +33,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from reprise.rollout.environments.base import Environments, Episode, Step, make
+from reprise.rollout.errors import BadInput
 from reprise.rollout.run.settings import EnvironmentSettings
 
 PATIENCE = 5.0  # seconds to wait for a worker to end by itself
