@@ -70,7 +70,7 @@ FULL = Size(
     matrix=8192,
     copies=120,
     workers=15,
-    iterations=4,
+    iterations=2,
     compile={"torch_compile": True},
     limit=150,
 )
