@@ -69,7 +69,8 @@ def main() -> int:
                 flush=True,
             )
         about = apart(describe, size, limit=size.limit)
-    print(json.dumps({"name": "gpu", "small": size is SMALL, "parts": found, "machine": about}))
+        machine = {key: about[key] for key in ("device", "teraflops", "cpu", "cores", "torch")}
+    print(json.dumps({"name": "gpu", "small": size is SMALL, "parts": found, "machine": machine}))
     return 0 if all(part["ok"] for part in found) else 1
 
 

@@ -10,7 +10,8 @@ is compared with the launcher's, whatever the config asks. While a ZeRO-3 config
 `from_pretrained` gives empty parameters: it is taken back as soon as the update is over.
 
 Run here: FSDP2, ZeRO-2 and ZeRO-3 in two gloo processes on CPU, through a shim in the tests, for
-Accelerate refuses it. GPUs, NCCL and offloading have not been at hand.
+Accelerate refuses it; FSDP2 on one GPU with NCCL. Several GPUs and offloading have not been at
+hand.
 """
 
 from __future__ import annotations

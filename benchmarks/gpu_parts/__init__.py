@@ -527,6 +527,7 @@ def causal(vocabulary: int, shape: dict[str, Any]) -> Any:
         num_key_value_heads=shape["heads"],
         max_position_embeddings=shape.get("positions", 1024),
     )
+    torch.manual_seed(0)  # the same weights in every process
     with where():
         return AutoModelForCausalLM.from_config(config)
 
