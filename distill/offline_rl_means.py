@@ -15,11 +15,9 @@ from typing import Any
 import numpy as np
 
 from reprise.distill.config import DistillOfflineRL
-from reprise.distill.offline_rl_sets import TrainingSet, training_sets
+from reprise.distill.offline_rl_sets import Cell, TrainingSet, cells_of, training_sets
 from reprise.rollout.run import cells
 from reprise.rollout.run.intervals import mean_of, student
-
-Plan = list[tuple[str, dict[str, Any]]]
 
 
 def about(one: TrainingSet, data: Any) -> dict[str, Any]:
@@ -43,21 +41,20 @@ def _mean(values: np.ndarray, stratified: np.ndarray | None) -> dict[str, Any]:
     return {**told, "minus_stratified": gap, "minus_stratified_ci95": _interval(gap, half)}
 
 
-def _stratified(of: dict[str, Any], results: dict[str, cells.Arrays]) -> np.ndarray | None:
+def _stratified(cell: Cell, results: dict[str, cells.Arrays]) -> np.ndarray | None:
     """Returns of the stratified subsets of a cell's size and set, if there are some."""
-    return results.get(f"{of['set'].name}-{of['size']}-stratified", {}).get("returns")
+    return results.get(Cell(cell.of, "stratified", cell.size).name, {}).get("returns")
 
 
-def cell(name: str, of: dict[str, Any], results: dict[str, cells.Arrays]) -> dict[str, Any]:
+def measured(cell: Cell, results: dict[str, cells.Arrays]) -> dict[str, Any]:
     """One cell: return over the seeds of one training set, and its Bellman errors."""
-    arrays, one = results[name], of["set"]
+    arrays = results[cell.name]
     held_out = arrays.get("held_out")
-    start = results.get(f"{one.name}-{of['size']}-start", {}).get("held_out")
-    distilled = of["method"] == "distilled"
+    start = results.get(Cell(cell.of, "start", cell.size).name, {}).get("held_out")
+    distilled = cell.method == "distilled"
     return {
-        **one.about,
-        **{key: of.get(key) for key in ("method", "size", "predictors")},
-        **_mean(arrays["returns"], _stratified(of, results)),
+        **cell.about,
+        **_mean(arrays["returns"], _stratified(cell, results)),
         "return_median": float(np.median(arrays["returns"])),
         "seeds": len(arrays["returns"]),
         "held_out_bellman_error": None if held_out is None else mean_of(held_out),
@@ -66,21 +63,18 @@ def cell(name: str, of: dict[str, Any], results: dict[str, cells.Arrays]) -> dic
     }
 
 
-def means(
-    config: DistillOfflineRL, plan: Plan, results: dict[str, cells.Arrays]
-) -> list[dict[str, Any]]:
+def means(config: DistillOfflineRL, results: dict[str, cells.Arrays]) -> list[dict[str, Any]]:
     """Every method, size and number of predictors: over training sets of a kind, and over all."""
-    groups: dict[tuple[Any, ...], list[tuple[str, dict[str, Any]]]] = {}
-    for name, of in plan:
-        for kind in (of["set"].kind, "all"):
-            key = (kind, of["method"], of["size"], of.get("predictors"))
-            groups.setdefault(key, []).append((name, of))
+    groups: dict[tuple[Any, ...], list[Cell]] = {}
+    for cell in cells_of(config):
+        for kind in (cell.of.kind, "all"):
+            groups.setdefault((kind, *cell[1:]), []).append(cell)
     entries = []
     for (kind, method, size, count), members in groups.items():
-        errors = [results[name].get("held_out") for name, _ in members]
+        errors = [results[cell.name].get("held_out") for cell in members]
         known = [one for one in errors if one is not None]
-        returns = np.array([mean_of(results[name]["returns"]) for name, _ in members])
-        subsets = [_stratified(of, results) for _, of in members]
+        returns = np.array([mean_of(results[cell.name]["returns"]) for cell in members])
+        subsets = [_stratified(cell, results) for cell in members]
         there = [mean_of(one) for one in subsets if one is not None]
         entries.append(
             {
@@ -123,9 +117,9 @@ def _pairs(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns of every seed on one set: distilled, and what it is compared with."""
     size, count, other = key
-    theirs = f"{one.name}-full" if other == "full" else f"{one.name}-{size}-{other}"
-    ours = f"{one.name}-{size}-distilled-{count}"
-    return results[ours]["returns"], results[theirs]["returns"]
+    theirs = Cell(one, "full") if other == "full" else Cell(one, other, size)
+    ours = Cell(one, "distilled", size, count)
+    return results[ours.name]["returns"], results[theirs.name]["returns"]
 
 
 def _comparisons(config: DistillOfflineRL) -> list[tuple[Any, ...]]:

@@ -8,33 +8,36 @@ from typing import Any
 import numpy as np
 
 from reprise.distill.config import DistillOfflineRL
-from reprise.distill.offline_rl_means import about, cell, means, paired, paired_means, transfer
+from reprise.distill.offline_rl_means import about, means, measured, paired, paired_means, transfer
+from reprise.distill.offline_rl_sets import Cell, Source, TrainingSet, cells_of
 from reprise.rollout.files import write_text
 from reprise.rollout.run import cells, figures
+from reprise.rollout.run.markdown import markdown_table
 from reprise.rollout.run.run_dir import RunDir
 from reprise.rollout.store import RoundStore
+
+Sources = dict[TrainingSet, Source]
 
 
 def finish(
     config: DistillOfflineRL,
     run_dir: RunDir,
-    work: Any,
-    plan: list[tuple[str, dict[str, Any]]],
+    sources: Sources,
     results: dict[str, cells.Arrays],
 ) -> dict[str, Any]:
     """The summary; writes rounds, card, table and figure on the way."""
     summary: dict[str, Any] = {
         "environment": config.environment,
-        "data": {one.name: about(one, work.source(one).data) for one in work.sets},
-        "cells": [cell(name, of, results) for name, of in plan],
-        "means": means(config, plan, results),
+        "data": {one.name: about(one, source.data) for one, source in sources.items()},
+        "cells": [measured(cell, results) for cell in cells_of(config)],
+        "means": means(config, results),
         "paired": paired(config, results),
         "paired_means": paired_means(config, results),
         "transfer": transfer(config, results),
     }
-    summary["rounds"] = _rounds(config, run_dir, work, results)
+    summary["rounds"] = _rounds(config, run_dir, sources, results)
     if config.d3rlpy_steps and run_dir.is_main:
-        summary["d3rlpy"] = _d3rlpy(config, work, results)
+        summary["d3rlpy"] = _d3rlpy(config, sources, results)
     if run_dir.is_main:
         write_text(run_dir.path / "table.md", table(summary))
         write_text(run_dir.rounds / "README.md", card(config, summary))
@@ -46,16 +49,16 @@ def finish(
 
 
 def _rounds(
-    config: DistillOfflineRL, run_dir: RunDir, work: Any, results: dict[str, cells.Arrays]
+    config: DistillOfflineRL, run_dir: RunDir, sources: Sources, results: dict[str, cells.Arrays]
 ) -> list[dict[str, Any]]:
     """Seed 0's points of every training set and size, for the last number of predictors."""
     from reprise.distill.data import write_round
 
     store, listed = RoundStore(run_dir.rounds), []
     count = config.predictors[-1]
-    names = [(one, size) for one in work.sets for size in config.sizes]
+    names = [(one, size) for one in sources for size in config.sizes]
     for index, (one, size) in enumerate(names):
-        data = work.transitions(one, results[f"{one.name}-{size}-distilled-{count}"], 0)
+        data = sources[one].transitions(results[Cell(one, "distilled", size, count).name], 0)
         what = {"round": index, **one.about, "size": size, "predictors": count}
         listed.append(what)
         if index in store.rounds() or not run_dir.is_main:
@@ -73,19 +76,19 @@ def _rounds(
 
 
 def _d3rlpy(
-    config: DistillOfflineRL, work: Any, results: dict[str, cells.Arrays]
+    config: DistillOfflineRL, sources: Sources, results: dict[str, cells.Arrays]
 ) -> list[dict[str, Any]]:
     """d3rlpy's DQN on the first cell's distilled sets, and on stratified ones, three seeds."""
     from reprise.distill.evaluate import d3rlpy_return
 
-    one, size, entries = work.sets[0], config.sizes[0], []
-    names = {"distilled": f"{one.name}-{size}-distilled-{config.predictors[-1]}"}
+    one, size, entries = next(iter(sources)), config.sizes[0], []
+    shown = [Cell(one, "distilled", size, config.predictors[-1])]
     if "stratified" in config.methods:
-        names["stratified"] = f"{one.name}-{size}-stratified"
-    for method, name in names.items():
+        shown.append(Cell(one, "stratified", size))
+    for cell in shown:
         returns = [
             d3rlpy_return(
-                work.transitions(one, results[name], seed),
+                sources[one].transitions(results[cell.name], seed),
                 config.environment,
                 config.downstream.gamma,
                 config.d3rlpy_steps,
@@ -94,7 +97,7 @@ def _d3rlpy(
             )
             for seed in range(min(3, config.seeds))
         ]
-        entries.append({"method": method, **one.about, "size": size, "returns": returns})
+        entries.append({"method": cell.method, **one.about, "size": size, "returns": returns})
     return entries
 
 
@@ -119,10 +122,7 @@ def table(summary: dict[str, Any]) -> str:
     entry = {
         (cell["method"], cell["predictors"], cell["data"], cell["size"]): cell for cell in found
     }
-    lines = [
-        "| method | " + " | ".join(f"{kind} N={size}" for kind, size in columns) + " |",
-        "|---" * (len(columns) + 1) + "|",
-    ]
+    lines = []
     for method, count in rows:
         label = method if count is None else f"{method} K={count}"
         told = []
@@ -130,8 +130,8 @@ def table(summary: dict[str, Any]) -> str:
             cell = entry[method, count, kind, None if method == "full" else size]
             half = cell["return_ci95"][1] - cell["return_mean"]
             told.append(f"{cell['return_mean']:.0f} ± {half:.0f}")
-        lines.append(f"| {label} | " + " | ".join(told) + " |")
-    return "\n".join(lines) + "\n"
+        lines.append([label, *told])
+    return markdown_table(["method", *(f"{kind} N={size}" for kind, size in columns)], lines)
 
 
 def card(config: DistillOfflineRL, summary: dict[str, Any]) -> str:

@@ -6,7 +6,6 @@ all forty named, before any model loads.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
 import os
@@ -21,6 +20,7 @@ from pydantic import ValidationError
 from reprise.launch import strict_yaml
 from reprise.launch.problems import explain, shown
 from reprise.rollout.errors import BadInput
+from reprise.rollout.files import json_sha256
 from reprise.rollout.run.remote import secrets_in
 from reprise.rollout.run.settings import Settings
 from reprise.rollout.run.trackers import Report
@@ -242,8 +242,7 @@ def config_sha256(config: ExperimentSettings) -> str:
 
 def values_sha256(values: dict[str, Any]) -> str:
     """SHA-256 of resolved settings as plain values, without what changes no result."""
-    text = json.dumps(_deciding(values), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return json_sha256(_deciding(values))
 
 
 def to_yaml(config: ExperimentSettings) -> str:

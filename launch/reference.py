@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 
 from reprise.launch.config import EXPERIMENTS
 from reprise.rollout.files import write_text
+from reprise.rollout.run.markdown import markdown_table
 
 PAGE = Path("docs/configuration.md")
 HEAD = """# Configuration reference
@@ -37,13 +38,12 @@ def page() -> str:
 
 
 def _table(model: type[BaseModel]) -> str:
-    lines = ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
+    rows = []
     for key, field in _fields(model):
         if key == "experiment":
             continue
-        cells = [f"`{key}`", _type(field), _default(field), field.description or ""]
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join([*lines, ""])
+        rows.append([f"`{key}`", _type(field), _default(field), field.description or ""])
+    return markdown_table(["key", "type", "default", "meaning"], rows)
 
 
 def _fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:

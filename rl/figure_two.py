@@ -34,6 +34,7 @@ from reprise.rollout.errors import BadInput
 from reprise.rollout.files import write_json, write_text
 from reprise.rollout.minari_atari import HeldOut
 from reprise.rollout.run.intervals import student_half
+from reprise.rollout.run.markdown import markdown_table
 from reprise.rollout.run.run_dir import RunDir, metrics_of
 
 Cell = dict[str, Any]
@@ -190,15 +191,12 @@ COLUMNS = (
 
 def markdown(summary: dict[str, Any]) -> str:
     """The table, and what is missing."""
-    lines = [
-        "| game | variant | runs | " + " | ".join(title for title, _ in COLUMNS) + " |",
-        "|---" * (3 + len(COLUMNS)) + "|",
+    head = ["game", "variant", "runs", *(title for title, _ in COLUMNS)]
+    rows = [
+        [cell["game"], cell["variant"], cell["runs"], *(_entry(cell, key) for _, key in COLUMNS)]
+        for cell in summary["cells"]
     ]
-    for cell in summary["cells"]:
-        entries = [_entry(cell, key) for _, key in COLUMNS]
-        lines.append(
-            f"| {cell['game']} | {cell['variant']} | {cell['runs']} | " + " | ".join(entries) + " |"
-        )
+    lines = [markdown_table(head, rows).rstrip()]
     lines += [
         "",
         "Means +- Student's 95% over runs (agreement: jackknife over runs, at least three). "

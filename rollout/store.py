@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from reprise.rollout.errors import BadInput
-from reprise.rollout.files import numbered, write_bytes, write_json
+from reprise.rollout.files import numbered, seal_of, write_bytes, write_json
 from reprise.rollout.types import Completions, Transitions
 
 SCHEMA_VERSION = 1
@@ -99,7 +99,7 @@ class RoundStore:
                 f"{path}: schema version {version}, this code reads {SCHEMA_VERSION}; read it "
                 f"with the code revision that wrote it ({manifest.get('code_revision')})"
             )
-        if seal != _seal(manifest):
+        if seal != seal_of(manifest):
             raise CorruptRoundError(f"{path}: altered after it was written; restore it")
         if manifest["round"] != index:
             raise CorruptRoundError(
@@ -217,7 +217,7 @@ class RoundWriter:
             "rows": len(batch),
             "identity": self.identity,
         }
-        description["seal"] = _seal(description)
+        description["seal"] = seal_of(description)
         write_json(file.with_suffix(".json"), description)
         write_bytes(file, data)
 
@@ -241,7 +241,7 @@ class RoundWriter:
             "counts": counts,
             "shards": shards,
         }
-        manifest["seal"] = _seal(manifest)
+        manifest["seal"] = seal_of(manifest)
         self._remove_partial("manifest")
         write_json(self.path / "manifest.json", manifest)
         for shard in range(self.shards):
@@ -262,7 +262,7 @@ class RoundWriter:
         try:
             description = json.loads(file.with_suffix(".json").read_bytes())
             seal = description.pop("seal")
-            if seal != _seal(description):
+            if seal != seal_of(description):
                 raise BadInput("altered after it was written")
             identity = description.pop("identity")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -278,12 +278,6 @@ class RoundWriter:
 
 def _canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def _seal(value: dict[str, Any]) -> str:
-    """SHA-256 of a JSON object without its own seal."""
-    body = {key: item for key, item in value.items() if key != "seal"}
-    return hashlib.sha256(_canonical(body).encode()).hexdigest()
 
 
 def _parquet(table: pa.Table) -> bytes:

@@ -12,6 +12,7 @@ import numpy as np
 from reprise.rollout.files import write_text
 from reprise.rollout.run import figures
 from reprise.rollout.run.intervals import student, student_half, variance_of, welch_degrees
+from reprise.rollout.run.markdown import markdown_table
 
 COLOURS = (*figures.COLOURS, "#000000")  # a sweep may have seven curves
 MARKERS = figures.MARKERS + "X"
@@ -76,9 +77,9 @@ def markdown(rows: Iterable[dict[str, Any]]) -> str:
     """Records as a Markdown table; the first one's keys are the columns."""
     records = list(rows)
     head = list(records[0])
-    lines = [head, ["---"] * len(head)]
-    lines += [[_cell(record.get(key, "")) for key in head] for record in records]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    return markdown_table(
+        head, [[_cell(record.get(key, "")) for key in head] for record in records]
+    )
 
 
 def write_table(folder: Path, *tables: Iterable[dict[str, Any]]) -> None:

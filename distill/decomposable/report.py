@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from reprise.distill.supervised.report import FLOOR, markdown
+from reprise.distill.supervised.report import FLOOR
 from reprise.rollout.files import write_text
 from reprise.rollout.run.figures import COLOURS, MARKERS, finish, start
+from reprise.rollout.run.markdown import markdown_table
 
 
 def write_table(summary: dict[str, Any], path: Path) -> None:
@@ -31,9 +32,11 @@ def write_table(summary: dict[str, Any], path: Path) -> None:
         path,
         f"{summary['environment']}, {summary['trials']} trials: mean relative error of the Bellman "
         "loss on predictors never used; k needed: every trial matched.\n\n"
-        + markdown(head, lines)
+        + markdown_table(head, lines)
         + "\nShare of random candidate sets that can meet the moment constraint.\n\n"
-        + markdown(("features", "d", "equations", "points", "share", "symmetric points"), hull),
+        + markdown_table(
+            ("features", "d", "equations", "points", "share", "symmetric points"), hull
+        ),
     )
 
 

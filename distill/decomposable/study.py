@@ -43,7 +43,7 @@ from reprise.rollout.run.run_dir import RunDir
 
 def run(config: DistillDecomposable, run_dir: RunDir) -> dict[str, Any]:
     """Every cell, the feasibility of the constraint, the table and the figure."""
-    work = Work(config)
+    work = Cells(config)
     plan = work.plan()
     results = cells.each(run_dir, [name for name, _ in plan], work.cell, "convex distillation")
     found = list(zip([about for _, about in plan], results, strict=True))
@@ -78,7 +78,7 @@ def counts(config: DistillDecomposable, dimension: int) -> list[tuple[str, int]]
     return sorted(named, key=lambda one: one[1])
 
 
-class Work:
+class Cells:
     """One cell at a time: a feature map, a dimension and an arm, all trials and numbers k."""
 
     def __init__(self, config: DistillDecomposable) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from reprise.rollout.files import write_text
 from reprise.rollout.run.figures import COLOURS, MARKERS, finish, start
+from reprise.rollout.run.markdown import markdown_table
 
 FLOOR = 1e-16
 
@@ -51,7 +52,7 @@ def write_table(summary: dict[str, Any], path: Path) -> None:
         f"{summary['data']}: d = {summary['dimension']}, threshold q(q+1)/2 = "
         f"{summary['threshold']}, {summary['trials']} trials; full data: test MSE {full:.4g}\n\n"
         "Errors are relative, of the loss: mean over held-out regressors, and the largest over all "
-        "linear models.\n\n" + markdown(head, lines),
+        "linear models.\n\n" + markdown_table(head, lines),
     )
 
 
@@ -61,12 +62,6 @@ def _numbers(
     low, high = interval
     errors = [f"{relative:.2g}", f"{worst:.2g}"]
     return [*errors, f"{mse:.4g}", f"[{low:.4g}, {high:.4g}]", f"{median:.4g}"]
-
-
-def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    rows = [head, ["---"] * len(head), *lines]
-    return "".join("| " + " | ".join(row) + " |\n" for row in rows)
 
 
 def draw(summary: dict[str, Any], path: Path) -> None:
@@ -145,11 +140,11 @@ def write_lower_bound(summary: dict[str, Any], path: Path) -> None:
         path,
         f"{summary['data']}: q = {summary['width']}, threshold {summary['threshold']}, "
         f"{summary['trials']} trials\n\n"
-        + markdown(
+        + markdown_table(
             ("route", "N", "bound (relative)", "reached", "bound (absolute)", "reached"), points
         )
         + "\n"
-        + markdown(
+        + markdown_table(
             ("route", "k", "bound (relative)", "reached, least", "losses apart"), regressors
         ),
     )

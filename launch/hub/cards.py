@@ -12,9 +12,9 @@ from typing import Any
 
 from reprise.launch import strict_yaml
 from reprise.launch.config import EXPERIMENTS, read
+from reprise.rollout.run.markdown import markdown_table
 from reprise.rollout.run.remote import redact
 from reprise.rollout.run.run_dir import metrics_of
-from reprise.rollout.run.trackers import markdown_table
 
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
 _COLUMNS = {

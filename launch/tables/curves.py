@@ -12,6 +12,7 @@ import numpy as np
 
 from reprise.rollout.run.figures import COLOURS, MARKERS, finish, start
 from reprise.rollout.run.intervals import student
+from reprise.rollout.run.markdown import markdown_table
 from reprise.rollout.run.run_dir import metrics_of
 
 METRICS = {
@@ -66,8 +67,7 @@ def rows(curves: Curves) -> list[list[str]]:
 def markdown(curves: Curves) -> str:
     """The table in Markdown."""
     head = ["method", "round", *METRICS.values(), "seeds"]
-    lines = [head, ["---"] * len(head), *rows(curves)]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    return markdown_table(head, rows(curves))
 
 
 def draw(curves: Curves, path: Path, caption: str) -> None:

@@ -12,8 +12,7 @@ from typing import Any
 
 from reprise.launch.config import ConfigError, read, values_sha256
 from reprise.rollout.errors import BadInput
-from reprise.rollout.files import sha256_file
-from reprise.rollout.run.run_dir import summary_seal
+from reprise.rollout.files import seal_of, sha256_file
 from reprise.rollout.store import RoundStore
 
 
@@ -48,7 +47,7 @@ def summary_problems(run: Path) -> list[str]:
     except ValueError as error:
         return [str(error)]
     found = []
-    if "seal" in summary and summary["seal"] != summary_seal(summary):
+    if "seal" in summary and summary["seal"] != seal_of(summary):
         found.append("summary.json was changed after the run finished (its seal does not match)")
     try:
         config = read(run / "config.yaml")

@@ -17,6 +17,7 @@ from reprise.launch.tables.claims import Verdict, verdicts
 from reprise.launch.tables.evidence import Evidence, Number, gather
 from reprise.launch.tables.schema import Column, budget_of, load_table
 from reprise.rollout.files import write_text
+from reprise.rollout.run.markdown import markdown_table
 
 FORMATS = ("md", "csv", "json", "latex")
 SUFFIXES = {"md": ".md", "csv": ".csv", "json": ".json", "latex": ".tex"}
@@ -170,7 +171,7 @@ def markdown(evidence: Evidence, fold: int | None = None) -> str:
     table = evidence.table
     head, *rows = _grid(evidence)
     lines = [f"### {table.title}", "", f"{table.source}. {table.about}", ""]
-    numbers = [_line(head), _line(["---"] * len(head)), *map(_line, rows), ""]
+    numbers = [markdown_table(head, rows)]
     if fold is not None and len(rows) > fold:
         opened = [f"<details><summary>{len(rows)} rows</summary>", ""]
         numbers = [*opened, *numbers, "</details>", ""]
@@ -188,21 +189,15 @@ def markdown(evidence: Evidence, fold: int | None = None) -> str:
     return "\n".join(lines)
 
 
-def _line(cells: list[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
 def _claim_lines(found: list[Verdict]) -> list[str]:
     if not found:
         return []
-    lines = ["| claim | here | statistic |", "| --- | --- | --- |"]
+    rows = []
     for verdict in found:
         source = f" ({verdict.claim.source})" if verdict.claim.source else ""
         reason = f". Reason: {verdict.reason}" if verdict.reason else ""
-        lines.append(
-            _line([verdict.claim.text + source, verdict.verdict, verdict.statistic + reason])
-        )
-    return [*lines, ""]
+        rows.append([verdict.claim.text + source, verdict.verdict, verdict.statistic + reason])
+    return [markdown_table(["claim", "here", "statistic"], rows)]
 
 
 def comma_separated(evidence: Evidence) -> str:

@@ -26,6 +26,7 @@ from reprise.launch.tables.schema import load_table, shipped_tables
 from reprise.launch.tables.sources import Source
 from reprise.launch.tables.sweep import directory_of, seeds_of
 from reprise.rollout.files import write_text
+from reprise.rollout.run.markdown import markdown_table
 
 FIGURES = Path(".github/results")
 FOLD = 40  # rows
@@ -80,11 +81,12 @@ def _overview(made: Sequence[tuple[str, Evidence]]) -> str:
     tests = [one for _, one in found if not one.claim.identity]
     exact = [one for _, one in found if one.claim.identity]
     lines = ["## Claims", "", f"{_counted(tests, 'tests')} {_counted(exact, 'identities')}", ""]
-    lines += ["| table | claim | here | p (Holm's) | reason |", "| --- | --- | --- | --- | --- |"]
+    rows = []
     for title, one in found:
         p = "" if one.p != one.p else f"{one.p:.1g} ({one.holm_p:.1g})"
-        lines.append(f"| {_link(title)} | {one.claim.text} | {one.verdict} | {p} | {one.reason} |")
-    return "\n".join([*lines, "", "## Tables and figures", ""])
+        rows.append([_link(title), one.claim.text, one.verdict, p, one.reason])
+    lines.append(markdown_table(["table", "claim", "here", "p (Holm's)", "reason"], rows))
+    return "\n".join([*lines, "## Tables and figures", ""])
 
 
 def _counted(found: Sequence[Verdict], what: str) -> str:

@@ -11,14 +11,13 @@ DIR/summary.json      the result; written last, so its presence means the run is
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from reprise.rollout.files import (
     atomic_directory,
     explain_full_disk,
     numbered,
+    seal_of,
     sha256_file,
     write_json,
     write_text,
@@ -210,7 +210,7 @@ class RunDir:
                 "seconds": round(self.seconds, 3),
             }
             whole = _without_nan({**head, **summary, "files": self._checksums()})
-            write_json(self.path / "summary.json", {**whole, "seal": summary_seal(whole)})
+            write_json(self.path / "summary.json", {**whole, "seal": seal_of(whole)})
         self.close()
 
     def close(self) -> None:
@@ -243,13 +243,6 @@ class RunDir:
         shown = _Bar if sys.stderr.isatty() and not quiet else Progress
         with shown(description, total, unit, quiet) as progress:
             yield progress
-
-
-def summary_seal(summary: Mapping[str, Any]) -> str:
-    """SHA-256 over a summary's fields as canonical JSON, but for `seal` itself."""
-    fields = {key: value for key, value in summary.items() if key != "seal"}
-    text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class Progress:

@@ -23,6 +23,7 @@ from typing import Any, Literal, Protocol
 from pydantic import Field
 
 from reprise.rollout.errors import BadInput
+from reprise.rollout.run.markdown import markdown_table
 from reprise.rollout.run.settings import Settings
 
 
@@ -198,14 +199,3 @@ class _Trackio:
 
     def close(self) -> None:
         self.tracker.finish()
-
-
-def markdown_table(columns: Sequence[str], rows: list[list[Any]]) -> str:
-    """A table in Markdown; bars and line breaks in a cell do not end it."""
-
-    def line(cells: Sequence[Any]) -> str:
-        shown = [f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in cells]
-        plain = [" ".join(text.replace("|", "\\|").split()) for text in shown]
-        return "| " + " | ".join(plain) + " |"
-
-    return "\n".join([line(columns), line(["---"] * len(columns)), *map(line, rows)]) + "\n"

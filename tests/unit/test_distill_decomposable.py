@@ -16,7 +16,7 @@ from reprise.distill.decomposable.convex import (
     fit_weights,
 )
 from reprise.distill.decomposable.features import Features, losses_of, synthetic
-from reprise.distill.decomposable.study import Work, counts
+from reprise.distill.decomposable.study import Cells, counts
 from reprise.launch.config import ConfigError
 from reprise.launch.run import execute
 
@@ -155,7 +155,7 @@ def settings_file(folder, config):
 
 def test_what_cannot_be_studied_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"room=4 with dimension 8: .* of 300 transitions"):
-        Work(settings(dimensions=[8], room=4.0, data_size=300, arms=["joint"]))
+        Cells(settings(dimensions=[8], room=4.0, data_size=300, arms=["joint"]))
     file = settings_file(tmp_path, {**SETTINGS, "features": ["wavelet"]})
     with pytest.raises(ConfigError, match="wavelet"):
         execute(file, out=tmp_path / "run")

@@ -30,9 +30,9 @@ SETTINGS = {
 
 
 def made():
-    """Config, plan and returns whose differences lie in the sets, not in their seeds."""
+    """Config and returns whose differences lie in the sets, not in their seeds."""
     config = DistillOfflineRL.model_validate(SETTINGS)
-    plan, results = [], {}
+    results = {}
     gaps = {"mixed": 3.0, "mixed-3": -5.0, "random": 60.0, "random-3": 40.0}
     for one in training_sets(config):
         noise = np.array([-1.0, 0.0, 1.0])
@@ -43,12 +43,8 @@ def made():
             "12-distilled-5": 100 + gaps[one.name] + noise[::-1],
         }
         for cell, returns in values.items():
-            method = next(m for m in ("full", "stratified", "start", "distilled") if m in cell)
-            about = {"set": one, "method": method, "size": None if method == "full" else 12}
-            about |= {"predictors": 5} if method == "distilled" else {}
-            plan.append((f"{one.name}-{cell}", about))
             results[f"{one.name}-{cell}"] = {"returns": returns, "held_out": returns / 100}
-    return config, plan, results, np.array([*gaps.values()])
+    return config, results, np.array([*gaps.values()])
 
 
 def test_training_sets_have_their_kind_as_name_and_their_seed_where_it_is_not_0():
@@ -58,7 +54,7 @@ def test_training_sets_have_their_kind_as_name_and_their_seed_where_it_is_not_0(
 
 
 def test_over_sets_the_interval_is_that_of_the_sets():
-    config, _, results, gaps = made()
+    config, results, gaps = made()
     found = {(one["data"], one["against"]): one for one in paired_means(config, results)}
     one = found["all", "start"]
     half = student_quantile(3) * gaps.std(ddof=1) / 2
@@ -83,8 +79,8 @@ def test_over_sets_the_interval_is_that_of_the_sets():
 
 
 def test_means_are_of_sets_with_differences_to_the_stratified_subset():
-    config, plan, results, gaps = made()
-    found = {(one["data"], one["method"]): one for one in means(config, plan, results)}
+    config, results, gaps = made()
+    found = {(one["data"], one["method"]): one for one in means(config, results)}
     one = found["all", "distilled"]
     assert one["return_mean"] == pytest.approx(100 + gaps.mean()) and one["units"] == 4
     assert one["minus_stratified"] == pytest.approx(50 + gaps.mean())

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from reprise.rollout.run.markdown import markdown_table
 from reprise.rollout.run.run_dir import RunDir
-from reprise.rollout.run.trackers import Report, check_trackers, markdown_table
+from reprise.rollout.run.trackers import Report, check_trackers
 
 ROOT = Path(__file__).parents[2]
 ROWS = [["get a|b:", "Get\nit.", 0.5], ["set:", "Set it.", math.nan]]
