@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from reprise.alignment.collect import Collector, Prompts, Request
+from reprise.alignment.collector import Collector, Prompts, Request
 from reprise.alignment.config import Offline, OnPolicy
 from reprise.alignment.diagnostics import completion_lengths
 from reprise.rollout.errors import BadInput
@@ -23,7 +23,7 @@ from reprise.rollout.store import RoundStore
 from reprise.rollout.types import Completions
 
 
-class HeldOut:
+class HeldOutPrompts:
     """The held-out prompts on which every pi_k is measured, and what was measured.
 
     Args:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from accelerate import PartialState
 
-from reprise.alignment.collect import Collector, Given, Prompts, eos_ids
+from reprise.alignment.collector import Collector, Given, Prompts, eos_ids
 from reprise.alignment.config import HybridDesign
 from reprise.alignment.features import bounded, hidden_features, projection
 from reprise.alignment.theory.design import preferential_design

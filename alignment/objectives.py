@@ -18,7 +18,7 @@ Source: 2601.08421, Algorithms 1 and 3, Eqs. 9-11. The trap: Eq. 11 prints the b
 with its arguments the other way round from Eq. 10. Eq. 10, where the soft label is the target, is
 what is minimized here; up to the target's entropy it is KL(Bern(z) || Bern(sigmoid y)).
 
-Which is a row of `METHODS`; pi' is the config's `reference`, and nothing else knows a method by its
+Which is a row of `RECIPES`; pi' is the config's `reference`, and nothing else knows a method by its
 name. A loss of your own is named by its import path (``objective: {name: custom, function: m:f}``):
 
     def hinge(y, z):                                  # y [pairs] with gradient, z [pairs]
@@ -131,7 +131,7 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Method:
+class Recipe:
     """A row of the table above.
 
     Attributes:
@@ -145,27 +145,27 @@ class Method:
     centre: float
 
 
-METHODS = {
-    "dpo": Method(preference_loss, winner, 0.5),
-    "pdfr": Method(preference_loss, win_probability, 0.5),
-    "rebel": Method(distillation_loss, reward_difference, 0.0),
-    "rdrc": Method(distillation_loss, calibrated_difference, 0.0),
+RECIPES = {
+    "dpo": Recipe(preference_loss, winner, 0.5),
+    "pdfr": Recipe(preference_loss, win_probability, 0.5),
+    "rebel": Recipe(distillation_loss, reward_difference, 0.0),
+    "rdrc": Recipe(distillation_loss, calibrated_difference, 0.0),
 }
 
 
-def method(objective: str) -> Method:
+def recipe_of(objective: str) -> Recipe:
     """An objective by its config name, or a user's by the import path of its loss.
 
     Raises:
         BadInput: there is no such function, or it does not take y and z.
     """
-    known = METHODS.get(objective)
-    return known or Method(loss_function(objective), reward_difference, 0.0)
+    known = RECIPES.get(objective)
+    return known or Recipe(loss_function(objective), reward_difference, 0.0)
 
 
 def target_of(objective: DPO | PDFR | REBEL | RDRC | Custom, scores: Scores) -> np.ndarray:
     """The target z of each pair (2601.08421, Section 5.1)."""
-    return method(loss_name(objective)).target(objective, scores)
+    return recipe_of(loss_name(objective)).target(objective, scores)
 
 
 def is_label(objective: DPO | PDFR | REBEL | RDRC | Custom) -> bool:
@@ -180,8 +180,8 @@ def loss_function(objective: str) -> Loss:
     Raises:
         BadInput: there is no such function, or it does not take y and z.
     """
-    if objective in METHODS:
-        return METHODS[objective].loss
+    if objective in RECIPES:
+        return RECIPES[objective].loss
     function = load_function(objective, "objective.function")
     try:
         inspect.signature(function).bind(None, None)
@@ -195,7 +195,7 @@ def loss_function(objective: str) -> Loss:
 
 def centre_of(objective: str) -> float:
     """The target that asks for no preference: 1/2 of a label, 0 of a difference of rewards."""
-    return method(objective).centre
+    return recipe_of(objective).centre
 
 
 def loss_name(objective: DPO | PDFR | REBEL | RDRC | Custom) -> str:

@@ -22,10 +22,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from reprise.alignment.collect import Collector, load_prompts
+from reprise.alignment.collector import Collector, load_prompts
 from reprise.alignment.config import Offline, OnPolicy
 from reprise.alignment.diagnostics import data_diagnostics, throughput, update_diagnostics
-from reprise.alignment.evaluate import HeldOut
+from reprise.alignment.evaluate import HeldOutPrompts
 from reprise.alignment.objectives import is_label
 from reprise.alignment.pairs import Targets, make_targets, select_pairs
 from reprise.alignment.policies import Policies
@@ -86,7 +86,7 @@ class _Loop:
         prompts = load_prompts(config, config.data.split, tokenizer)
         held_out = load_prompts(config, config.evaluation.split, tokenizer)
         self.source = source_of(config, prompts, self.rounds)
-        self.held_out = HeldOut(config, held_out, evaluations, run_dir)
+        self.held_out = HeldOutPrompts(config, held_out, evaluations, run_dir)
         self.phase = self._phase()
         # An update reads what is stored, and needs the memory of pi_0 and of the reward model.
         initial = None if self.phase == "update" else self.policies.load_initial()

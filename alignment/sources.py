@@ -16,7 +16,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from reprise.alignment import adapters
-from reprise.alignment.collect import Collector, Prompts, Request, rows_of_round
+from reprise.alignment.collector import Collector, Prompts, Request, rows_of_round
 from reprise.alignment.config import HybridDesign, Offline, OnPolicy
 from reprise.alignment.hybrid import DesignedPairs, designed_pairs
 from reprise.rollout.errors import BadInput

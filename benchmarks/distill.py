@@ -45,8 +45,8 @@ from reprise.distill.offline_rl import (
 )
 from reprise.distill.predictors import Batch, Networks, Scaling, bellman_losses, draw_networks
 from reprise.launch.provenance import cores, cpu_name
-from reprise.rollout.collect import collect_transitions
 from reprise.rollout.environments.base import make
+from reprise.rollout.episodes import collect_transitions
 from reprise.rollout.types import Transitions
 
 GAMMA = 0.98

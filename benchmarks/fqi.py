@@ -34,8 +34,8 @@ from reprise.rl.config import FQIFeatures, FQIMethod
 from reprise.rl.replicable.fqi import Encoded, Fourier, fit
 from reprise.rl.replicable.regression import one_thread
 from reprise.rl.replicable.rounding import draw_offsets, round_to_grid
-from reprise.rollout.collect import collect
 from reprise.rollout.environments.base import cartpole
+from reprise.rollout.episodes import collect
 from reprise.rollout.randomness import Streams
 from reprise.rollout.types import Transitions
 

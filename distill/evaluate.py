@@ -24,8 +24,8 @@ import torch
 
 from reprise.distill.config import Downstream
 from reprise.distill.predictors import Batch, Networks, Scaling, draw_networks
-from reprise.rollout.collect import first_episode_returns
 from reprise.rollout.environments.base import make
+from reprise.rollout.episodes import first_episode_returns
 from reprise.rollout.offline import d3rlpy_buffer
 from reprise.rollout.types import Transitions
 

@@ -54,7 +54,7 @@ class ExperimentSettings(Protocol):
 
 
 @dataclass(frozen=True)
-class Experiment:
+class ExperimentEntry:
     """A config type and a function ``run(config, run_dir) -> summary fields``.
 
     Attributes:
@@ -81,105 +81,105 @@ class Experiment:
 
 
 EXPERIMENTS = {
-    "alignment.sft": Experiment(
+    "alignment.sft": ExperimentEntry(
         "reprise.alignment.config:SFT",
         "reprise.alignment.sft:run",
         "supervised fine-tuning, from a checkpoint or from scratch with its own tokenizer",
         "heldout_loss",
     ),
-    "alignment.reward_training": Experiment(
+    "alignment.reward_training": ExperimentEntry(
         "reprise.alignment.config:RewardTraining",
         "reprise.alignment.rewards.training:run",
         "a Bradley-Terry reward model from preference pairs",
         "heldout_loss",
     ),
-    "alignment.on_policy": Experiment(
+    "alignment.on_policy": ExperimentEntry(
         "reprise.alignment.config:OnPolicy",
         "reprise.alignment.on_policy:run",
         "on-policy DPO, PDFR, REBEL or RDRC: fresh samples in every round",
         "rounds.-1.reward_mean",
         staged=True,
     ),
-    "alignment.offline": Experiment(
+    "alignment.offline": ExperimentEntry(
         "reprise.alignment.config:Offline",
         "reprise.alignment.on_policy:run",
         "the off-policy twin: the same objective on the first round's samples only",
         "rounds.-1.reward_mean",
         staged=True,
     ),
-    "alignment.bandit": Experiment(
+    "alignment.bandit": ExperimentEntry(
         "reprise.alignment.theory.config:BanditExperiment",
         "reprise.alignment.theory.studies:run",
         "preference learning in bandits: coverage, rates and rounds, against the theory",
         "curves.-1.kl_mean",
     ),
-    "alignment.design": Experiment(
+    "alignment.design": ExperimentEntry(
         "reprise.alignment.theory.config:DesignExperiment",
         "reprise.alignment.theory.design_study:run",
         "optimal designs for preference learning: values, bounds and supports",
         "value",
     ),
-    "alignment.coverage": Experiment(
+    "alignment.coverage": ExperimentEntry(
         "reprise.alignment.theory.config:CoverageOfRun",
         "reprise.alignment.theory.coverage:run",
         "how well each round's policy of a finished run covers its final one",
         "rounds.-1.coverage",
     ),
-    "rl.fqi": Experiment(
+    "rl.fqi": ExperimentEntry(
         "reprise.rl.config:FQI",
         "reprise.rl.replicable.figure_one:run",
         "replicable fitted Q-iteration on CartPole: return and identical weights against data",
         "cells.-1.return_mean",
     ),
-    "rl.estimation": Experiment(
+    "rl.estimation": ExperimentEntry(
         "reprise.rl.config:Estimation",
         "reprise.rl.replicable.estimation:run",
         "R-ridge regression and R-covariance estimation alone: agreement and error against samples",
         "cells.-1.error",
     ),
-    "rl.lsvi": Experiment(
+    "rl.lsvi": ExperimentEntry(
         "reprise.rl.config:LSVI",
         "reprise.rl.replicable.frontier:run",
         "R-LSVI on a linear MDP with a generative model: agreement against suboptimality",
         "cells.-1.suboptimality",
     ),
-    "rl.lsvi_ucb": Experiment(
+    "rl.lsvi_ucb": ExperimentEntry(
         "reprise.rl.config:LSVIUCB",
         "reprise.rl.replicable.frontier:run",
         "R-LSVI-UCB on a linear MDP in episodes: agreement against suboptimality",
         "cells.-1.suboptimality",
     ),
-    "distill.regression": Experiment(
+    "distill.regression": ExperimentEntry(
         "reprise.distill.config:DistillRegression",
         "reprise.distill.supervised.study:run",
         "regression data distilled by matching losses: held-out and test error against k and N",
         "cells.-1.test_mse",
     ),
-    "distill.offline_rl": Experiment(
+    "distill.offline_rl": ExperimentEntry(
         "reprise.distill.config:DistillOfflineRL",
         "reprise.distill.offline_rl_study:run",
         "offline RL data distilled by matching Bellman losses or backups: returns against subsets",
         "cells.-1.return_mean",
     ),
-    "distill.decomposable": Experiment(
+    "distill.decomposable": ExperimentEntry(
         "reprise.distill.config:DistillDecomposable",
         "reprise.distill.decomposable.study:run",
         "the convex case of offline RL distillation: predictors needed by decomposable features",
         "cells.-1.at.-1.held_out_relative_error",
     ),
-    "rl.pqn": Experiment(
+    "rl.pqn": ExperimentEntry(
         "reprise.rl.config:PQN",
         "reprise.rl.pqn:run",
         "PQN with quantized Q-values on Atari or classic control",
         "mean_return_last_3",
     ),
-    "rl.collect": Experiment(
+    "rl.collect": ExperimentEntry(
         "reprise.rl.agreement_config:Collect",
         "reprise.rl.record:run",
         "a trained policy's games as a Minari data set",
         "return_mean",
     ),
-    "rl.figure_two": Experiment(
+    "rl.figure_two": ExperimentEntry(
         "reprise.rl.agreement_config:FigureTwo",
         "reprise.rl.figure_two:run",
         "return and pairwise action agreement of finished PQN runs, against the paper's claims",

@@ -12,25 +12,14 @@ import json
 import os
 import socket
 import sys
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
+from reprise.alignment.training.parallelism import Parallelism, launched_strategy
 from reprise.launch.config import ConfigError
 from reprise.rollout.run.run_dir import HandedOver
 
 _AT_START = dict(os.environ)  # libraries add to it; the next phase begins with what we began with
 _HANDED_OVER = "REPRISE_HANDED_OVER"
-
-
-class Parallelism(Protocol):
-    """What an experiment may ask of its launch; see `alignment.parallelism`."""
-
-    @property
-    def processes(self) -> int | None:
-        """Number of processes."""
-
-    @property
-    def strategy(self) -> str | None:
-        """What they do with parameters, gradients and the optimizer's state."""
 
 
 def asked_for() -> tuple[int, int]:
@@ -58,8 +47,6 @@ def check_launch(asked: Parallelism | None, world: int) -> None:
     Raises:
         ConfigError: another number of processes, or another strategy.
     """
-    from reprise.alignment.training.parallelism import launched_strategy
-
     if asked is None:
         return
     strategy, problems = launched_strategy(os.environ, world), []

@@ -208,7 +208,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Decision:
     """What the main process found in a directory and decided, for all processes.
 
     Attributes:
@@ -226,7 +226,7 @@ class Plan:
 
 def _prepare(
     path: Path, settings: ExperimentSettings, threads: int, world: int, is_first_phase: bool
-) -> Plan:
+) -> Decision:
     """Write who we are, or check that we are who started; returns what every process needs.
 
     Raises:
@@ -234,7 +234,7 @@ def _prepare(
     """
     state = state_of(path, settings)
     if state == "finished":
-        return Plan(state)
+        return Decision(state)
     remove_leftovers(path)  # nobody else writes here: we hold the lock
     before = starts(path) if state == "unfinished" else []
     if before:
@@ -259,7 +259,7 @@ def _prepare(
         # config.yaml last: it makes the directory a run, so a kill in between leaves none.
         write_json(file, record)
         write_text(path / "config.yaml", to_yaml(settings))
-    return Plan(state, threads, record["code_revision"])
+    return Decision(state, threads, record["code_revision"])
 
 
 def _check_world(path: Path, first: int, world: int) -> None:
@@ -288,14 +288,14 @@ def _run(
     stage = Stage(processes.handed_over()) if staged else None
     is_first_phase = stage is None or stage.before is None
     with contextlib.ExitStack() as held:
-        plan = Plan("unfinished")
+        plan = Decision("unfinished")
         if rank == 0:
             try:
                 state_of(path, settings)  # before the lock, which already writes
                 held.enter_context(_locked(path))
                 plan = _prepare(path, settings, threads, world, is_first_phase)
             except ConfigError as error:
-                plan = Plan("new", refused=str(error))
+                plan = Decision("new", refused=str(error))
         if world > 1:  # one decision for all: rank 0 touches the directory, the others wait for it
             plan = processes.share(plan)
         if plan.refused is not None:
@@ -318,7 +318,7 @@ def _run(
 def _open(
     settings: ExperimentSettings,
     path: Path,
-    plan: Plan,
+    plan: Decision,
     place: tuple[int, int],
     stage: Stage | None,
 ) -> RunDir:

@@ -33,7 +33,7 @@ Policy = Callable[[np.ndarray], np.ndarray]  # observations [N, ...] -> actions 
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class PlayedGames:
     """Whole games of one policy.
 
     Attributes:
@@ -89,7 +89,7 @@ def play(
     streams: Streams,
     epsilon: float = 0.0,
     name: str = "evaluation",
-) -> Evaluation:
+) -> PlayedGames:
     """Play `episodes` whole games, shared out evenly over the copies.
 
     Args:
@@ -125,7 +125,7 @@ def play(
         for episode in step.episodes:
             played[episode.copy].append(episode)
             left[episode.copy] -= 1
-    return Evaluation(environments.name, epsilon, seed, tuple(chain(*played)))
+    return PlayedGames(environments.name, epsilon, seed, tuple(chain(*played)))
 
 
 def episode_returns(
@@ -140,7 +140,7 @@ def episode_returns(
     return play(policy, environments, episodes, streams, epsilon, name).returns
 
 
-def write_csv(path: Path, evaluations: Iterable[Evaluation]) -> None:
+def write_csv(path: Path, evaluations: Iterable[PlayedGames]) -> None:
     """One line for each game: environment, epsilon, seed, copy, episode, return, length, limit."""
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from reprise.rollout.cartpole_learner import Settings, learn
-from reprise.rollout.collect import Policy, collect_transitions
 from reprise.rollout.environments.portable import make_portable
+from reprise.rollout.episodes import Policy, collect_transitions
 from reprise.rollout.errors import BadInput
 from reprise.rollout.files import atomic_directory, sha256_file, write_json
 from reprise.rollout.randomness import Streams

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from reprise.alignment.collect import Prompts
+from reprise.alignment.collector import Prompts
 from reprise.alignment.config import Offline, OnPolicy
 from reprise.alignment.data import tokenize_answers, tokenize_prompts
 from reprise.alignment.policies import Policies

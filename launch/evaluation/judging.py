@@ -152,7 +152,7 @@ def _evaluated(root: Path, k: int) -> Completions:
 
 
 def _references(root: Path, tokenizer: Any) -> list[str]:
-    from reprise.alignment.collect import load_prompts
+    from reprise.alignment.collector import load_prompts
 
     config: Any = load(root / "config.yaml")
     return load_prompts(config, config.evaluation.split, tokenizer).references
@@ -162,7 +162,7 @@ def _answers(settings: AlpacaSuite, model: str, questions: list[str]) -> list[st
     """One answer to each question, through the chat template if the model has one."""
     import torch
 
-    from reprise.alignment.collect import eos_ids
+    from reprise.alignment.collector import eos_ids
     from reprise.alignment.models import load_policy, load_tokenizer
     from reprise.rollout.generate import generate, sampling_model
 

@@ -31,7 +31,7 @@ Overrides = list[str]
 BudgetName = Literal["laptop", "desk", "paper"]
 
 
-class Evaluation(Settings):
+class SuiteRun(Settings):
     """A suite of `reprise evaluate`, run on policies of a finished run."""
 
     suite: Literal["openllm", "judge", "alpaca"]
@@ -54,7 +54,7 @@ class Run(Settings):
     megabytes: float = Field(5.0, gt=0, description="that one seed leaves on disk: an estimate")
     gpus: int = Field(0, ge=0, description="GPUs of one seed")
     stage: int = Field(0, ge=0, description="of `first`: waits for those of lower stages")
-    evaluate: list[Evaluation] = Field(
+    evaluate: list[SuiteRun] = Field(
         default_factory=list, description="made after the run, on as many GPUs"
     )
 

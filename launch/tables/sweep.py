@@ -29,8 +29,8 @@ from reprise.launch.provenance import cores, instruction_set, starts, unlike
 from reprise.launch.run import default_out, state_of
 from reprise.launch.tables.schema import (
     Budget,
-    Evaluation,
     Run,
+    SuiteRun,
     Table,
     budget_of,
     load_table,
@@ -134,7 +134,7 @@ def _add(made: Plan, run: Run, seed: int, after: tuple[Path, ...]) -> Path:
     return out
 
 
-def evaluations(evaluation: Evaluation, run: Path, gpus: int = 0) -> list[Job]:
+def evaluations(evaluation: SuiteRun, run: Path, gpus: int = 0) -> list[Job]:
     """The jobs that measure the policies of the finished run in `run`."""
     return [
         Job(

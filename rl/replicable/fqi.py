@@ -30,8 +30,8 @@ import numpy as np
 from reprise.rl.config import FQIFeatures, FQIMethod
 from reprise.rl.replicable.regression import one_thread, ridge
 from reprise.rl.replicable.rounding import hypergrid_rounding
-from reprise.rollout.collect import episode_returns
 from reprise.rollout.environments.base import cartpole
+from reprise.rollout.episodes import episode_returns
 from reprise.rollout.errors import BadInput
 from reprise.rollout.randomness import Streams
 from reprise.rollout.types import Transitions

@@ -247,7 +247,7 @@ def cartpole(copies: int, max_episode_steps: int = CARTPOLE_STEPS) -> CartPoleVe
     Kept beside `make("CartPole-v1", ...)` for the fitted-Q experiments, whose recorded data were
     drawn with its one generator for all copies. The trap (autoreset NEXT_STEP): the step *after* an
     episode's end only resets. It ignores the action and its reward 0 belongs to no transition;
-    `rollout.collect.collect` leaves it out.
+    `rollout.episodes.collect` leaves it out.
 
     Raises:
         BadInput: no copies, or episodes of no steps.

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from reprise.rollout.collect import collect_transitions, first_episode_returns
 from reprise.rollout.environments.base import make
+from reprise.rollout.episodes import collect_transitions, first_episode_returns
 from reprise.rollout.randomness import Streams
 from reprise.rollout.run.settings import EnvironmentSettings
 

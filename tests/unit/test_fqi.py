@@ -10,8 +10,8 @@ from reprise.rl.config import FQIFeatures, FQIMethod
 from reprise.rl.replicable.agreement import identities, identity_values, pairwise_identity
 from reprise.rl.replicable.fqi import Encoded, Fourier, Mirror, fit, grid_nearest_zero, mean_returns
 from reprise.rl.replicable.rounding import hypergrid_rounding
-from reprise.rollout.collect import collect
 from reprise.rollout.environments.base import cartpole
+from reprise.rollout.episodes import collect
 from reprise.rollout.offline import to_minari
 from reprise.rollout.randomness import Streams
 from reprise.rollout.store import RoundStore

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from reprise.alignment import on_policy
-from reprise.alignment.collect import stream_keys
+from reprise.alignment.collector import stream_keys
 from reprise.alignment.config import HybridDesign, Offline, OnPolicy, RoundSizes
 from reprise.alignment.features import bounded, hidden_features, projection
 from reprise.alignment.hybrid import DesignedPairs

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from reprise.rollout import cartpole as cartpole_data
-from reprise.rollout.collect import collect, episode_returns
 from reprise.rollout.environments.base import cartpole
+from reprise.rollout.episodes import collect, episode_returns
 from reprise.rollout.offline import episodes, from_d3rlpy, load_transitions, to_minari
 from reprise.rollout.randomness import Streams
 from reprise.rollout.store import RoundStore
