@@ -8,7 +8,7 @@ engine altogether, then cannot put its own rounding into the loss.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +24,13 @@ from reprise.alignment.logprobs import score_completions
 from reprise.alignment.models import resolve_model
 from reprise.alignment.policies import Policies
 from reprise.alignment.rewards.reward import Conversation, Rewards
-from reprise.rollout.generate import Generated, check_prompts, generate, sampling_model
+from reprise.rollout.generate import (
+    Sampler,
+    SamplingRequest,
+    check_prompts,
+    complete,
+    sampling_model,
+)
 from reprise.rollout.randomness import Streams
 from reprise.rollout.run.run_dir import RunDir
 from reprise.rollout.run.settings import Sampling
@@ -114,11 +120,11 @@ class Collector:
             self.engine = _open_vllm(self.sampling, config.policy)
 
     @contextmanager
-    def sampler(self, policy: PreTrainedModel) -> Iterator[Callable[..., Generated]]:
+    def sampler(self, policy: PreTrainedModel) -> Iterator[Sampler]:
         """What draws completions from `policy`: itself, a copy of it, or vLLM with its weights."""
         if self.engine is None:
             with sampling_model(policy, self.sampling.dtype) as model:
-                yield functools.partial(generate, model)
+                yield functools.partial(complete, model)
             return
         if self.run_dir.is_main or self.sampling.vllm.mode == "colocate":  # type: ignore[union-attr]
             self.engine.load(
@@ -165,9 +171,7 @@ class Collector:
             model, prompt_ids, completion_ids, pad_id, batch_size, self.autocast, chunked
         )
 
-    def _sample_and_score(
-        self, sample: Callable[..., Generated], request: Request, part: range
-    ) -> Completions:
+    def _sample_and_score(self, sample: Sampler, request: Request, part: range) -> Completions:
         """The places `part` of a round."""
         assert self.reward is not None
         prompts, round, purpose = request.prompts, request.index, request.purpose
@@ -182,13 +186,15 @@ class Collector:
         keys, again = stream_keys(all_rows, len(prompts))
         to_sample = [i for i, at in enumerate(part) if any(one is None for one in fixed[at])]
         sampled = sample(
-            [ids[i] for i in to_sample],
-            self.sampling,
-            self.streams,
-            round_index=round,
-            eos_ids=eos_ids(policy, self.tokenizer),
-            prompt_index=keys[part][to_sample],
-            stream=f"{purpose} tokens",
+            SamplingRequest(
+                [ids[i] for i in to_sample],
+                self.sampling,
+                self.streams,
+                round_index=round,
+                eos_ids=eos_ids(policy, self.tokenizer),
+                prompt_index=keys[part][to_sample],
+                stream=f"{purpose} tokens",
+            )
         )
         completion_ids, terminated = sampled.completion_ids, sampled.terminated
         sampler_logprobs = sampled.logprobs

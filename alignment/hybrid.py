@@ -28,6 +28,7 @@ from reprise.alignment.theory.design import preferential_design
 from reprise.rollout.draws import binomial, categorical
 from reprise.rollout.errors import BadInput
 from reprise.rollout.files import write_bytes
+from reprise.rollout.generate import SamplingRequest
 from reprise.rollout.run.run_dir import RunDir
 
 FILE = "design.npz"
@@ -141,7 +142,7 @@ def _make(
         collector.sampler(initial) as sample,
         run_dir.progress("design: candidates", len(rows) * count, "completions") as progress,
     ):
-        sampled = sample(
+        request = SamplingRequest(
             ids,
             sampling,
             streams,
@@ -149,8 +150,8 @@ def _make(
             eos_ids=eos_ids(initial, collector.tokenizer),
             prompt_index=rows,
             stream="design tokens",
-            on_batch=progress.advance,
         )
+        sampled = sample(request, progress.advance)
     flat = [completion for samples in sampled.completion_ids for completion in samples]
     repeated = [prompt for prompt in ids for _ in range(count)]
     pad_id, batch_size = collector.tokenizer.pad_token_id, collector.sampling.batch_size

@@ -20,6 +20,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -59,23 +60,11 @@ class Generated:
     logprobs: np.ndarray | None = None  # float32 [N, n], nats
 
 
-def generate(
-    model: nn.Module,
-    prompt_ids: Sequence[Sequence[int] | np.ndarray],
-    sampling: Sampling,
-    streams: Streams,
-    *,
-    round_index: int,
-    eos_ids: int | Sequence[int],
-    prompt_index: Sequence[int] | np.ndarray | None = None,
-    stream: str = "tokens",
-    on_batch: Callable[[int], None] | None = None,
-) -> Generated:
-    """Sample `sampling.samples_per_prompt` completions of each prompt.
+@dataclass(frozen=True)
+class SamplingRequest:
+    """Prompts to complete, and what keys their random streams.
 
-    Args:
-        model: causal language model, not wrapped; left in the mode it came in. The precision is
-            the model's own: see `sampling_model`.
+    Attributes:
         prompt_ids: N prompts as token ids.
         sampling: temperature (0 is greedy), filters, lengths, sequences per batch.
         streams: the run's random streams.
@@ -83,6 +72,73 @@ def generate(
         eos_ids: token or tokens that end a completion.
         prompt_index: keys each prompt's stream; its row here unless given.
         stream: name of the data streams, so that training and evaluation draw apart.
+    """
+
+    prompt_ids: Sequence[Sequence[int] | np.ndarray]
+    sampling: Sampling
+    streams: Streams
+    round_index: int
+    eos_ids: int | Sequence[int]
+    prompt_index: Sequence[int] | np.ndarray | None = None
+    stream: str = "tokens"
+
+    @property
+    def keys(self) -> list[int]:
+        """Of the prompts' streams."""
+        given = range(len(self.prompt_ids)) if self.prompt_index is None else self.prompt_index
+        keys = [int(key) for key in given]
+        assert len(keys) == len(self.prompt_ids), "one stream index per prompt"
+        return keys
+
+    @property
+    def ends(self) -> list[int]:
+        """Tokens that end a completion."""
+        return [int(end) for end in np.atleast_1d(np.asarray(self.eos_ids, dtype=np.int64))]
+
+
+class Sampler(Protocol):
+    """What completes prompts: our decode loop on a model, or an engine that holds its weights."""
+
+    def __call__(
+        self, request: SamplingRequest, on_batch: Callable[[int], None] | None = None
+    ) -> Generated:
+        """Completions; `on_batch` is called with the number of those that a batch has finished."""
+
+
+def generate(
+    model: nn.Module,
+    prompt_ids: Sequence[Sequence[int] | np.ndarray],
+    sampling: Sampling,
+    streams: Streams,
+    *,
+    on_batch: Callable[[int], None] | None = None,
+    **keys: Any,
+) -> Generated:
+    """Sample `sampling.samples_per_prompt` completions of each prompt.
+
+    Args:
+        model: see `complete`.
+        prompt_ids: see `SamplingRequest`, and for `sampling`, `streams` and `keys`.
+        sampling: see there.
+        streams: see there.
+        on_batch: called with the number of completions a batch has finished.
+        keys: ``round_index``, ``eos_ids``, and perhaps ``prompt_index`` and ``stream``.
+
+    Raises:
+        BadInput: see `complete`.
+    """
+    return complete(model, SamplingRequest(prompt_ids, sampling, streams, **keys), on_batch)
+
+
+def complete(
+    model: nn.Module, request: SamplingRequest, on_batch: Callable[[int], None] | None = None
+) -> Generated:
+    """Sample what is asked for from a model.
+
+    Args:
+        model: causal language model, not wrapped; left in the mode it came in. The precision is
+            the model's own: see `sampling_model`.
+        request: prompts and settings.
         on_batch: called with the number of completions a batch has finished.
 
     Raises:
@@ -91,12 +147,11 @@ def generate(
             model's logits are NaN or infinite.
     """
     attend_without_plans()
-    prompts = [torch.as_tensor(np.asarray(ids, dtype=np.int64)) for ids in prompt_ids]
-    keys = range(len(prompts)) if prompt_index is None else [int(index) for index in prompt_index]
-    assert len(keys) == len(prompts), "one stream index per prompt"
+    sampling, keys = request.sampling, request.keys
+    prompts = [torch.as_tensor(np.asarray(ids, dtype=np.int64)) for ids in request.prompt_ids]
     check_prompts(model, prompts, sampling)
     n, device = sampling.samples_per_prompt, next(model.parameters()).device
-    eos = torch.as_tensor(np.atleast_1d(np.asarray(eos_ids, dtype=np.int64)), device=device)
+    eos = torch.as_tensor(request.ends, dtype=torch.int64, device=device)
     completions: list[list[np.ndarray]] = [[np.zeros(0, np.int32)] * n for _ in prompts]
     terminated = np.zeros((len(prompts), n), dtype=bool)
     logprobs = np.zeros((len(prompts), n), dtype=np.float32) if sampling.logprobs else None
@@ -104,7 +159,7 @@ def generate(
         for rows, samples in _batches([len(prompt) for prompt in prompts], sampling):
             uniforms = np.empty((len(rows), len(samples), sampling.max_new_tokens))
             for place, row in enumerate(rows):
-                draws = streams.data(stream, round_index, keys[row])
+                draws = request.streams.data(request.stream, request.round_index, keys[row])
                 uniforms[place] = draws.random((n, sampling.max_new_tokens))[samples]
             tokens, ended, spoken = _decode(
                 model,

@@ -33,7 +33,7 @@ import contextlib
 import hashlib
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -43,9 +43,8 @@ import torch
 
 from reprise.rollout.errors import BadInput
 from reprise.rollout.files import atomic_directory
-from reprise.rollout.generate import Generated
+from reprise.rollout.generate import Generated, SamplingRequest
 from reprise.rollout.json_server import JsonServer
-from reprise.rollout.randomness import Streams
 from reprise.rollout.run.remote import OutageError
 from reprise.rollout.run.settings import VLLM, Sampling
 
@@ -97,31 +96,19 @@ class VLLMServer:
         self.held = name
 
     def generate(
-        self,
-        prompt_ids: Sequence[Sequence[int] | np.ndarray],
-        sampling: Sampling,
-        streams: Streams,
-        *,
-        round_index: int,
-        eos_ids: int | Sequence[int],
-        prompt_index: Sequence[int] | np.ndarray | None = None,
-        stream: str = "tokens",
-        on_batch: Callable[[int], None] | None = None,
+        self, request: SamplingRequest, on_batch: Callable[[int], None] | None = None
     ) -> Generated:
-        """As `rollout.generate.generate`, whose arguments these are.
+        """Completions of the server's model, as `rollout.generate.Sampler` has it.
 
         Raises:
             BadInput: the answer is not about the tokens that were sent, or ends otherwise than in
                 one of `eos_ids` or at the length limit.
             OutageError: no answer.
         """
-        keys = range(len(prompt_ids)) if prompt_index is None else prompt_index
-        ends = [int(end) for end in np.atleast_1d(eos_ids)]
+        sampling, ends = request.sampling, request.ends
         bodies = [
             self._body([int(token) for token in ids], sampling, seed, ends)
-            for ids, seed in zip(
-                prompt_ids, request_seeds(streams, stream, round_index, keys), strict=True
-            )
+            for ids, seed in zip(request.prompt_ids, request_seeds(request), strict=True)
         ]
 
         def ask(body: dict[str, Any]) -> list[tuple[np.ndarray, float, bool]]:
@@ -234,11 +221,10 @@ class VLLMServer:
                 self._client.update_named_param(name, tensor.to("cuda"))
 
 
-def request_seeds(
-    streams: Streams, stream: str, round_index: int, keys: Iterable[int]
-) -> list[int]:
+def request_seeds(request: SamplingRequest) -> list[int]:
     """vLLM's seed for each prompt, from the prompt's own stream."""
-    return [int(streams.data(stream, round_index, int(key)).integers(2**31 - 1)) for key in keys]
+    draws = (request.streams.data(request.stream, request.round_index, key) for key in request.keys)
+    return [int(draw.integers(2**31 - 1)) for draw in draws]
 
 
 def _read(

@@ -7,15 +7,14 @@ TRL's colocated mode (trl 1.16, `VLLMGeneration`), which says which of vLLM's in
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from reprise.rollout.errors import BadInput
-from reprise.rollout.generate import Generated
-from reprise.rollout.randomness import Streams
+from reprise.rollout.generate import Generated, SamplingRequest
 from reprise.rollout.run.settings import VLLM, Sampling
 from reprise.rollout.vllm import Weights, request_seeds
 
@@ -70,20 +69,10 @@ class ColocatedVLLM:
         self.held = name
 
     def generate(
-        self,
-        prompt_ids: Sequence[Sequence[int] | np.ndarray],
-        sampling: Sampling,
-        streams: Streams,
-        *,
-        round_index: int,
-        eos_ids: int | Sequence[int],
-        prompt_index: Sequence[int] | np.ndarray | None = None,
-        stream: str = "tokens",
-        on_batch: Callable[[int], None] | None = None,
+        self, request: SamplingRequest, on_batch: Callable[[int], None] | None = None
     ) -> Generated:
-        """As `rollout.generate.generate`, whose arguments these are."""
-        keys = range(len(prompt_ids)) if prompt_index is None else prompt_index
-        ends = [int(end) for end in np.atleast_1d(eos_ids)]
+        """Completions of the engine's model, as `rollout.generate.Sampler` has it."""
+        sampling, ends = request.sampling, request.ends
         greedy = sampling.temperature == 0
         n = sampling.samples_per_prompt
         settings = [
@@ -97,9 +86,11 @@ class ColocatedVLLM:
                 logprobs=0,
                 seed=seed,
             )
-            for seed in request_seeds(streams, stream, round_index, keys)
+            for seed in request_seeds(request)
         ]
-        prompts = [{"prompt_token_ids": [int(token) for token in ids]} for ids in prompt_ids]
+        prompts = [
+            {"prompt_token_ids": [int(token) for token in ids]} for ids in request.prompt_ids
+        ]
         self.engine.wake_up()
         answers: list[Any] = self.engine.generate(prompts, settings, use_tqdm=False)
         self.engine.sleep(level=1)

@@ -56,7 +56,7 @@ CALLS = [
     "reprise.rollout.run.run_dir:RunDir.log",
     "reprise.rollout.run.run_dir:RunDir.finish",
     "reprise.rollout.files:link",
-    "reprise.alignment.collector:generate",
+    "reprise.alignment.collector:complete",
     "reprise.alignment.collector:Collector.collect",
     "reprise.alignment.collector:Collector.score",
     "reprise.alignment.rewards.reward:RewardModel.score",

@@ -21,7 +21,7 @@ from tests.system.kill_driver import (
 # One kill each, in the order in which a run comes to them; `#1` counts from the latest start, so
 # what is done is behind us: the first shard generated is the first one missing.
 EVALUATING = [
-    "generate#1:before",
+    "complete#1:before",
     "RewardModel.score#1:after",
     "RoundWriter.write#1:after",
     "RoundWriter.finish#1:before",
@@ -29,7 +29,7 @@ EVALUATING = [
     "RunDir.log#1:half",
 ]
 COLLECTING = [
-    "generate#1:after",
+    "complete#1:after",
     "RoundWriter.write#1:after",  # the first shard is there
     "RoundWriter.write#1:before",  # the second one is ready, but lost
     "RoundWriter.finish#1:before",

@@ -61,7 +61,7 @@ def test_a_replay_generates_nothing_and_leaves_the_original_alone(name, run, ori
     assert finished_work(original) == before
     assert not (out / "rounds").exists()
     # Three policies are measured on six prompts each, one shard each; nothing else is sampled.
-    assert sum(event.startswith("generate#") for event in events) == 2 * 3
+    assert sum(event.startswith("complete#") for event in events) == 2 * 3
     assert sum(event.startswith("RoundWriter.write#") for event in events) == 2 * 3
     rounds = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [r["gamma"] for r in rounds if "optimizer_steps" in r] == [0.1, 0.1]

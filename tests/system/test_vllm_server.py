@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 from reprise.alignment import models, on_policy
 from reprise.alignment.config import OnPolicy
 from reprise.rollout import json_server
-from reprise.rollout.generate import check_prompts
+from reprise.rollout.generate import SamplingRequest, check_prompts
 from reprise.rollout.randomness import Streams
 from reprise.rollout.run.remote import OutageError
 from reprise.rollout.run.run_dir import RunDir
@@ -215,7 +215,7 @@ def draw(client, sampling, server, lab, rows=(0, 1, 2), **changes):
     check_prompts(server.model, prompts, sampling)
     asked = sampling.model_copy(update=changes)
     return client.generate(
-        prompts, asked, Streams(3), round_index=0, eos_ids=[1], prompt_index=list(rows)
+        SamplingRequest(prompts, asked, Streams(3), 0, eos_ids=[1], prompt_index=list(rows))
     )
 
 
