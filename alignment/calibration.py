@@ -31,8 +31,8 @@ def calibration_warnings(gammas: Sequence[float], gamma_c: float) -> list[str]:
         gammas: gamma of each round.
         gamma_c: the calibration level.
     """
-    told = [(k, calibration_warning(gamma, gamma_c)) for k, gamma in enumerate(gammas, 1)]
-    return [f"round {k}: {text}" for k, text in told[1:] if text is not None]
+    warnings = [(k, calibration_warning(gamma, gamma_c)) for k, gamma in enumerate(gammas, 1)]
+    return [f"round {k}: {text}" for k, text in warnings[1:] if text is not None]
 
 
 def calibration_warning(gamma: float, gamma_c: float) -> str | None:

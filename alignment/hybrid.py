@@ -81,8 +81,8 @@ class DesignedPairs:
         """
         drawn = self.rows[categorical(generator, self.prompt_weights, count)]
         all_rows, share = np.concatenate([rows, drawn]), count / (len(rows) + count)
-        place = {int(row): x for x, row in enumerate(self.rows)}
-        x = np.array([place.get(int(row), -1) for row in all_rows])
+        index = {int(row): x for x, row in enumerate(self.rows)}
+        x = np.array([index.get(int(row), -1) for row in all_rows])
         weight = np.where(x < 0, 0.0, share * self.prompt_weights[x])
         weight = weight / (weight + (1 - share) / prompts)
         shape = len(all_rows), 2

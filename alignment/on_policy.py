@@ -144,13 +144,13 @@ class _Loop:
         updated = time.monotonic()
         both = list(pairs.prompt_ids) * 2, [*pairs.first_ids, *pairs.second_ids]
         logprobs = self.collector.score(policies.current, *both).reshape(2, -1).T
-        own, told = self.source.of_policy(k, completions), {}
+        own, diagnostics = self.source.of_policy(k, completions), {}
         if len(own):
             mine = pairs.take(own), targets.take(own), logprobs[own]
             of_data = data_diagnostics(completions.take(own), mine[0])
             of_update = update_diagnostics(*mine, is_label(config.objective))
-            told = {f"data/{name}": value for name, value in of_data.items()}
-            told |= {f"update/{name}": value for name, value in of_update.items()}
+            diagnostics = {f"data/{name}": value for name, value in of_data.items()}
+            diagnostics |= {f"update/{name}": value for name, value in of_update.items()}
         micro_batch = config.train.get("per_device_train_batch_size", 8)
         self.run_dir.log(
             round=k + 1,
@@ -161,7 +161,7 @@ class _Loop:
             collect_seconds=self.collect_seconds,
             update_seconds=updated - started,
             resumed=self.resumed,
-            **told,
+            **diagnostics,
             **{"update/padding_share": padding_of(order, pairs, micro_batch)},
         )
         self.resumed = False

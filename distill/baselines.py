@@ -124,13 +124,13 @@ def _dealt(size: int, shares: np.ndarray) -> np.ndarray:
     least = 1 if size >= len(shares) else 0
     counts = np.maximum(least, np.floor(size * shares)).astype(int)
     order = np.argsort(-shares, kind="stable")
-    place = 0
+    index = 0
     while counts.sum() != size:
         step = 1 if counts.sum() < size else -1
-        at = order[place % len(order)]
+        at = order[index % len(order)]
         if counts[at] + step >= least:
             counts[at] += step
-        place += 1
+        index += 1
     return counts
 
 

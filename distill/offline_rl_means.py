@@ -34,11 +34,11 @@ def _interval(mean: float, half: float) -> list[float | None]:
 def _mean(values: np.ndarray, stratified: np.ndarray | None) -> dict[str, Any]:
     """Mean of independent values, and of their differences to the stratified subsets' values."""
     mean, half = student(values)
-    told = {"return_mean": mean, "return_ci95": _interval(mean, half), "units": len(values)}
+    entry = {"return_mean": mean, "return_ci95": _interval(mean, half), "units": len(values)}
     if stratified is None:
-        return {**told, "minus_stratified": None, "minus_stratified_ci95": [None, None]}
+        return {**entry, "minus_stratified": None, "minus_stratified_ci95": [None, None]}
     gap, half = student(values - stratified)
-    return {**told, "minus_stratified": gap, "minus_stratified_ci95": _interval(gap, half)}
+    return {**entry, "minus_stratified": gap, "minus_stratified_ci95": _interval(gap, half)}
 
 
 def _stratified(cell: Cell, results: dict[str, cells.Arrays]) -> np.ndarray | None:
@@ -160,9 +160,9 @@ def transfer(config: DistillOfflineRL, results: dict[str, cells.Arrays]) -> list
     """Returns of networks that no distillation used, on each training set."""
     entries = []
     for name, arrays in results.items():
-        for place, shape in enumerate(config.transfer):
-            if f"transfer_{place}" in arrays:
-                mean, half = student(arrays[f"transfer_{place}"])
+        for index, shape in enumerate(config.transfer):
+            if f"transfer_{index}" in arrays:
+                mean, half = student(arrays[f"transfer_{index}"])
                 interval = [mean - half, mean + half]
                 entries.append(
                     {"cell": name, **shape.model_dump(), "return_mean": mean, "ci95": interval}

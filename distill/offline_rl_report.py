@@ -125,12 +125,12 @@ def table(summary: dict[str, Any]) -> str:
     lines = []
     for method, count in rows:
         label = method if count is None else f"{method} K={count}"
-        told = []
+        entries = []
         for kind, size in columns:
             cell = entry[method, count, kind, None if method == "full" else size]
             half = cell["return_ci95"][1] - cell["return_mean"]
-            told.append(f"{cell['return_mean']:.0f} ± {half:.0f}")
-        lines.append([label, *told])
+            entries.append(f"{cell['return_mean']:.0f} ± {half:.0f}")
+        lines.append([label, *entries])
     return markdown_table(["method", *(f"{kind} N={size}" for kind, size in columns)], lines)
 
 
@@ -197,7 +197,7 @@ def _draw(config: DistillOfflineRL, summary: dict[str, Any], path: Path) -> None
     lines = [*config.methods, *(f"distilled {count}" for count in config.predictors)]
     found = shown(summary)
     for panel, kind in zip(panels, config.data, strict=False):
-        for place, method in enumerate(lines):
+        for index, method in enumerate(lines):
             cells_shown = [
                 cell
                 for cell in found
@@ -219,10 +219,10 @@ def _draw(config: DistillOfflineRL, summary: dict[str, Any], path: Path) -> None
                 y,
                 np.abs(spread),
                 label=method,
-                marker=figures.MARKERS[place % 6],
+                marker=figures.MARKERS[index % 6],
                 markersize=4,
                 linestyle="-" if method.startswith("distilled") else "--",
-                color=figures.COLOURS[place % len(figures.COLOURS)],
+                color=figures.COLOURS[index % len(figures.COLOURS)],
                 lw=1,
             )
         full = next(c for c in found if c["data"] == kind and c["method"] == "full")

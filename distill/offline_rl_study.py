@@ -91,9 +91,9 @@ class Study:
         last = method == "distilled" and count == config.predictors[-1]
         shown = size == config.sizes[0] and one.seed == config.data_seeds[0]
         if shown and (last or method in ("stratified", "start")):
-            for place, shape in enumerate(config.transfer):
+            for index, shape in enumerate(config.transfer):
                 learner = config.downstream.model_copy(update=shape.model_dump())
-                arrays[f"transfer_{place}"] = self._returns(one, size, sets, learner)
+                arrays[f"transfer_{index}"] = self._returns(one, size, sets, learner)
         gamma = config.downstream.gamma
         arrays["held_out"] = held_out_error(sets, source.held_out, gamma).numpy()
         return arrays
@@ -150,8 +150,8 @@ class Study:
         settings = self.config.distillation
         q = self.sources[one].iterates.part(-settings.iterate_ensemble, None)
         scores = []
-        for place, some in enumerate(sets):
-            draw = self.streams.data("selection", one.name, size, count, place)
+        for index, some in enumerate(sets):
+            draw = self.streams.data("selection", one.name, size, count, index)
             fitted = fitted_q(some, self.actions, self.config.downstream, draw)
             full = self.sources[one].full
             scores.append(agreement(fitted, q, full, settings.value_weight))

@@ -41,23 +41,23 @@ def asked_for() -> tuple[int, int]:
     return int(os.environ.get("RANK", "0")), world
 
 
-def check_launch(asked: Parallelism | None, world: int) -> None:
+def check_launch(requested: Parallelism | None, world: int) -> None:
     """Compare the launch with the config's ``parallelism``, before anything is loaded.
 
     Raises:
         ConfigError: another number of processes, or another strategy.
     """
-    if asked is None:
+    if requested is None:
         return
     strategy, problems = launched_strategy(os.environ, world), []
-    if asked.processes not in (None, world):
+    if requested.processes not in (None, world):
         problems.append(
-            f"parallelism.processes={asked.processes}, but {world} "
+            f"parallelism.processes={requested.processes}, but {world} "
             f"{'was' if world == 1 else 'were'} started"
         )
-    if asked.strategy not in (None, strategy):
+    if requested.strategy not in (None, strategy):
         problems.append(
-            f"parallelism.strategy={asked.strategy!r}, but the launch is for {strategy!r}"
+            f"parallelism.strategy={requested.strategy!r}, but the launch is for {strategy!r}"
         )
     if problems:
         raise ConfigError(

@@ -66,8 +66,8 @@ def execute(
     settings = load(config, overrides)
     _check_stages(settings, staged)
     path = Path(out) if out is not None else default_out(find(config))
-    for told in _warnings(settings):
-        _say(f"warning: {told}")
+    for warning in _warnings(settings):
+        _say(f"warning: {warning}")
     if dry_run:
         sys.stdout.write(to_yaml(settings))
         _say(f"{config} is valid; {path} {_STATES[state_of(path, settings)]}")
@@ -251,8 +251,8 @@ def _prepare(
         for key in ("code_revision", "packages"):
             if before[0][key] != record[key]:
                 _say(f"warning: {key} is not what {path} was started with; bits may differ")
-        if told := unlike(before[-1], record["instruction_set"]):
-            _say(f"warning: {path}: instruction set: {told}")
+        if warning := unlike(before[-1], record["instruction_set"]):
+            _say(f"warning: {path}: instruction set: {warning}")
         if is_first_phase:
             write_json(file, {**before[0], "resumed": [*before[1:], record]})
     else:
@@ -319,11 +319,11 @@ def _open(
     settings: ExperimentSettings,
     path: Path,
     plan: Decision,
-    place: tuple[int, int],
+    ranks: tuple[int, int],
     stage: Stage | None,
 ) -> RunDir:
     processes.pin_threads(plan.threads)
-    rank, world = place
+    rank, world = ranks
     return RunDir(
         path,
         experiment=settings.experiment,

@@ -109,10 +109,10 @@ def scores(found: Found) -> list[dict[str, Any]]:
     """
     every: dict[str, list[str]] = {"both": [*found]} if len(found) > 1 else {}
     entries = []
-    for place, games in (every | {game: [game] for game in found}).items():
+    for index, games in (every | {game: [game] for game in found}).items():
         baseline = next(iter(found[games[0]]))
         for variant in found[games[0]]:
-            entry: dict[str, Any] = {"games": place, "variant": variant}
+            entry: dict[str, Any] = {"games": index, "variant": variant}
             for name, key in SCORES.items():
                 values = [of_summary(found[game][variant], key) for game in games]
                 theirs = [of_summary(found[game][baseline], key) for game in games]

@@ -56,8 +56,8 @@ def run(config: FigureTwo, run_dir: RunDir) -> dict[str, Any]:
             for variant in config.variants:
                 cell = _cell(found[game][variant], held.get(game))
                 cell |= _lost(found[game][variant], found[game][next(iter(config.variants))])
-                place = {"game": game, "variant": variant, "missing": missing[game, variant]}
-                cells.append(without_nan({**place, **cell}))
+                index = {"game": game, "variant": variant, "missing": missing[game, variant]}
+                cells.append(without_nan({**index, **cell}))
                 progress.advance()
     summary = {
         "cells": cells,

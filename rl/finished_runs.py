@@ -67,7 +67,7 @@ def load_together(paths: Sequence[Path]) -> list[FinishedRun]:
     places = [path.resolve() for path in paths]
     if len(set(places)) < len(places):
         twice = next(
-            path for path, place in zip(paths, places, strict=True) if places.count(place) > 1
+            path for path, index in zip(paths, places, strict=True) if places.count(index) > 1
         )
         raise BadInput(f"{twice}: given twice; a run agrees with itself, give each once")
     runs = [load_finished(path) for path in paths]

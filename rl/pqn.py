@@ -183,8 +183,8 @@ class Learner:
             for rows in np.split(shuffle.permutation(config.batch), config.minibatches):
                 t, copy = np.divmod(rows, config.copies)
                 mine = (copy >= own.start) & (copy < own.stop)
-                place = t[mine] * (own.stop - own.start) + copy[mine] - own.start
-                yield torch.from_numpy(place).to(self.workers.device)
+                index = t[mine] * (own.stop - own.start) + copy[mine] - own.start
+                yield torch.from_numpy(index).to(self.workers.device)
 
     def update(self, rollout: Rollout, returns: torch.Tensor, clock: Clock) -> dict[str, float]:
         """All epochs over the batch; returns what was measured on the way.

@@ -162,8 +162,8 @@ def record(steps: int, seed: int, settings: Settings | None = None) -> dict[str,
         "epsilon": np.array(course.epsilons),
     }
     for layer in range(len(course.networks[0])):
-        for place, name in enumerate(("weight", "bias")):
-            values = np.stack([network[layer][place] for network in course.networks])
+        for index, name in enumerate(("weight", "bias")):
+            values = np.stack([network[layer][index] for network in course.networks])
             recording[f"{name}{layer}"] = np.rint(values * WEIGHT).astype(np.int16)
     return recording
 

@@ -36,14 +36,14 @@ def preference_rows(
             "2. Sample the round again with sampling.samples_per_prompt=2"
         )
     rows: list[Row] = []
-    for place, (prompt, samples) in enumerate(
+    for index, (prompt, samples) in enumerate(
         zip(completions.prompt_ids, completions.completion_ids, strict=True)
     ):
-        rewards = completions.rewards[place]
+        rewards = completions.rewards[index]
         best, worst = int(rewards.argmax()), int(rewards.argmin())
         if rewards[best] == rewards[worst]:
             continue
-        ended = completions.terminated[place]
+        ended = completions.terminated[index]
         rows.append(
             {
                 "prompt": _prompt_text(prompt, tokenizer),

@@ -158,9 +158,9 @@ def complete(
     with evaluating(model), torch.inference_mode():
         for rows, samples in _batches([len(prompt) for prompt in prompts], sampling):
             uniforms = np.empty((len(rows), len(samples), sampling.max_new_tokens))
-            for place, row in enumerate(rows):
+            for index, row in enumerate(rows):
                 draws = request.streams.data(request.stream, request.round_index, keys[row])
-                uniforms[place] = draws.random((n, sampling.max_new_tokens))[samples]
+                uniforms[index] = draws.random((n, sampling.max_new_tokens))[samples]
             tokens, ended, spoken = _decode(
                 model,
                 [prompts[row] for row in rows],

@@ -85,8 +85,8 @@ class JsonServer:
                         f"{self.key}={self.url!r}: POST or GET {path or '/'} was refused with "
                         f"{reason}"
                     ) from None
-                asked = error.headers.get("Retry-After", "")
-                pause = min(float(asked), LONGEST) if asked.isdigit() else pause
+                requested = error.headers.get("Retry-After", "")
+                pause = min(float(requested), LONGEST) if requested.isdigit() else pause
             except (OSError, http.client.HTTPException, json.JSONDecodeError) as error:
                 reason = redact(f"{type(error).__name__}: {error}")
         raise OutageError(

@@ -131,12 +131,12 @@ def stacks(frames: np.ndarray, rows: np.ndarray) -> np.ndarray:
     from reprise.rollout.environments.atari import SIZE, STACK, Shrink
 
     wanted = np.maximum(rows[:, None] + np.arange(1 - STACK, 1), 0)
-    needed, place = np.unique(wanted, return_inverse=True)
+    needed, index = np.unique(wanted, return_inverse=True)
     pictures = np.empty((len(needed), SIZE, SIZE), dtype=np.uint8)
     shrink = Shrink(*frames.shape[1:3])
     for number, step in enumerate(needed.tolist()):
         shrink(grayscale(frames[step]), pictures[number])
-    return pictures[place.reshape(wanted.shape)]
+    return pictures[index.reshape(wanted.shape)]
 
 
 # -- finding and checking --------------------------------------------------------------------------

@@ -257,10 +257,10 @@ def _check_finite(name: str, array: np.ndarray, *axes: str, rows: np.ndarray | N
         return
     bad = np.argwhere(~np.isfinite(array))
     if len(bad):
-        place = list(bad[0])
+        index = list(bad[0])
         if rows is not None:
-            place[0] = rows[place[0]]
-        where = ", ".join(f"{axis} {at}" for axis, at in zip(axes, place, strict=False))
+            index[0] = rows[index[0]]
+        where = ", ".join(f"{axis} {at}" for axis, at in zip(axes, index, strict=False))
         raise BadInput(
             f"{name}: {array[tuple(bad[0])]} at {where}; must be finite ({len(bad)} in all are "
             "not). Look at what produced it: overflow in half precision is the usual cause"

@@ -114,10 +114,10 @@ class LanguageModelJudge:
         """Price `comparisons` without asking anything."""
         requests = [request for pair in self._requests(comparisons) for request, _ in pair]
         unknown = {key_of(r, self.settings): r for r in requests if self._known(r) is None}
-        asked = sum(tokens_of(request) for request in unknown.values())
+        requested = sum(tokens_of(request) for request in unknown.values())
         answered = len(unknown) * self.settings.max_tokens
         cached = len(requests) - len(unknown)
-        return Estimate(len(unknown), cached, asked, answered, self._usd(asked, answered))
+        return Estimate(len(unknown), cached, requested, answered, self._usd(requested, answered))
 
     def compare(
         self, comparisons: Sequence[Comparison], advance: Callable[[], None] = lambda: None
@@ -230,11 +230,11 @@ class LanguageModelJudge:
             except BaseException:
                 self._settle(reserved, 0)
                 raise
-            asked, answered = answer["input_tokens"], answer["output_tokens"]
+            requested, answered = answer["input_tokens"], answer["output_tokens"]
             with self._lock:
-                self.tokens[0] += asked
+                self.tokens[0] += requested
                 self.tokens[1] += answered
-            self._settle(reserved, self._usd(asked, answered) or 0.0)
+            self._settle(reserved, self._usd(requested, answered) or 0.0)
             self.answers.put(key_of(request, self.settings), answer)
             return answer
         raise AssertionError("the last attempt returns or raises")
@@ -286,8 +286,8 @@ class LanguageModelJudge:
         return (asked * prices[0] + answered * prices[1]) / 1e6
 
     def _reserve(self, request: dict[str, Any]) -> float:
-        asked = len(request["messages"][0]["content"].encode()) + PER_MESSAGE
-        most = self._usd(asked, self.settings.max_tokens) or 0.0
+        requested = len(request["messages"][0]["content"].encode()) + PER_MESSAGE
+        most = self._usd(requested, self.settings.max_tokens) or 0.0
         with self._lock:
             budget = self.settings.budget
             if budget is not None and self.spent + self._reserved + most > budget:

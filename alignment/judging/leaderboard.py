@@ -61,13 +61,13 @@ def leaderboard(
         BadInput: no such task, or a server is asked for log-probabilities.
     """
     wanted = settings.tasks or SHOTS
-    asked = settings.model_dump(mode="json", exclude={"tasks"}) | {"model": model}
+    requested = settings.model_dump(mode="json", exclude={"tasks"}) | {"model": model}
     done: dict[str, dict[str, Any]] = {}
     for name in wanted:
         file = folder / f"{name}.json"
         if file.is_file():
             stored = json.loads(file.read_text(encoding="utf-8"))
-            if stored["asked"] == asked and stored["shots"] == wanted[name]:
+            if stored["asked"] == requested and stored["shots"] == wanted[name]:
                 done[name] = stored
     missing = {name: shots for name, shots in wanted.items() if name not in done}
     if missing:
@@ -76,7 +76,7 @@ def leaderboard(
         for name, shots in missing.items():
             say(f"{name}, {shots}-shot")
             metrics = _measure(measured, name, shots, settings, manager)
-            done[name] = {"asked": asked, "shots": shots, "metrics": metrics}
+            done[name] = {"asked": requested, "shots": shots, "metrics": metrics}
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / f"{name}.json", done[name])
     return _summary({name: done[name]["metrics"] for name in wanted})

@@ -141,8 +141,8 @@ def tokens_of(request: dict[str, Any]) -> int:
 
 def key_of(request: dict[str, Any], settings: Judge) -> str:
     """SHA-256 of everything that an answer depends on: the request, and who is asked."""
-    asked = json.dumps([settings.base_url, request], sort_keys=True)
-    return hashlib.sha256(asked.encode()).hexdigest()
+    requested = json.dumps([settings.base_url, request], sort_keys=True)
+    return hashlib.sha256(requested.encode()).hexdigest()
 
 
 class Answers:

@@ -108,7 +108,7 @@ def _dropped(words: list[str], lead: int, generator: np.random.Generator) -> tup
     most = min(3, len(words) - lead - 2)
     count = int(generator.integers(1, most + 1))
     gone = set(generator.choice(np.arange(lead, len(words) - 1), size=count, replace=False))
-    return [word for place, word in enumerate(words) if place not in gone], True
+    return [word for index, word in enumerate(words) if index not in gone], True
 
 
 def _repeated(

@@ -84,9 +84,9 @@ def check_scores(rewards: Any, count: int, who: str) -> list[float]:
     if len(rewards) != count:
         raise BadInput(f"{who} gave {len(rewards)} rewards for {count} completions")
     values = []
-    for place, reward in enumerate(rewards):
+    for index, reward in enumerate(rewards):
         number = isinstance(reward, int | float | np.number) and math.isfinite(reward)
         if not number or isinstance(reward, bool):
-            raise BadInput(f"{who} gave {reward!r} at {place}; every reward is a finite number")
+            raise BadInput(f"{who} gave {reward!r} at {index}; every reward is a finite number")
         values.append(float(reward))
     return values

@@ -133,11 +133,11 @@ def noise_level(part: np.ndarray, generator: np.random.Generator, repeats: int =
 
 def _draw(table: list[dict[str, Any]], noise: float, run_dir: RunDir) -> None:
     figure = Figure(1)
-    for place, name in enumerate(("held out", "training")):
+    for index, name in enumerate(("held out", "training")):
         own = [row for row in table if row["samples"] == name and math.isfinite(row["coverage"])]
         x, y = [row["round"] for row in own], [row["coverage"] for row in own]
         band = [row["coverage_ci95"][0] for row in own], [row["coverage_ci95"][1] for row in own]
-        figure.line(0, x, y, place, f"{name} prompts", place == 1, band)
+        figure.line(0, x, y, index, f"{name} prompts", index == 1, band)
     axes = figure.panels[0]
     axes.axhline(noise, color="grey", ls=":", lw=1, label="noise: halves of one policy")
     axes.set_yscale("log")

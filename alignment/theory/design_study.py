@@ -112,12 +112,12 @@ def draw(records: list[dict[str, Any]], config: DesignExperiment, run_dir: RunDi
     """Worst variances over d, by family."""
     figure = Figure(1, width=6.0)
     names = ["preferential", "uniform prompts", *(["Eq. 7"] if config.direct else [])]
-    for place, name in enumerate(names):
+    for index, name in enumerate(names):
         means = [
             np.mean([r[name] / config.dimension for r in records if r["features"] == family])
             for family in config.families
         ]
-        figure.line(0, range(len(means)), means, place, name)
+        figure.line(0, range(len(means)), means, index, name)
     axes = figure.panels[0]
     axes.axhline(config.dimension, color="grey", ls=":", lw=1, label="bound: d")
     axes.axhline(1, color="grey", lw=0.8)

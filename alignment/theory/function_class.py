@@ -134,11 +134,11 @@ def network(
     ]
     write_table(run_dir.path, table)
     figure = Figure(1)
-    for place, row in enumerate(slopes):
+    for index, row in enumerate(slopes):
         own = [c for c in curves if c["method"] == row["method"]]
         label = f"{row['method']}: slope {row['slope']:.2f}"
         y = [c["deviation_mean"] for c in own]
-        figure.line(0, [c["pairs_per_round"] for c in own], y, place, label)
+        figure.line(0, [c["pairs_per_round"] for c in own], y, index, label)
     axes = figure.panels[0]
     axes.set_xscale("log")
     axes.set_yscale("log")

@@ -41,20 +41,20 @@ def scaling(
     curves: list[dict[str, Any]] = []
     slopes: list[dict[str, Any]] = []
     cells = [
-        (place, label, bandit, error, method)
-        for place, (label, bandit) in enumerate(instances)
+        (index, label, bandit, error, method)
+        for index, (label, bandit) in enumerate(instances)
         for error in study.reward_errors
         for method in study.methods
     ]
     with run_dir.progress(study.name, len(cells), "curves") as progress:
-        for place, label, bandit, error, method in cells:
+        for index, label, bandit, error, method in cells:
             head: dict[str, Any] = label | (
                 {"reward_error": error} if len(study.reward_errors) > 1 else {}
             )
             head = head | {"method": method.name}
             values = []
             for size in study.pairs_per_round:
-                name = f"{place} {error} {method.name} {size}"
+                name = f"{index} {error} {method.name} {size}"
                 theta = _learned(bandit, method, study, size, error, replicas, streams, name)
                 measured = bandit.errors(theta)
                 values.append(measured[study.measure].numpy())
@@ -160,10 +160,10 @@ def _draw_scaling(
     figure = Figure(len(panels))
     for head in slopes:
         panel = panels.index(tuple(head[name] for name in groups))
-        place = [method.name for method in study.methods].index(head["method"])
+        index = [method.name for method in study.methods].index(head["method"])
         own = _of(curves, head)
         x, y = [c["pairs_per_round"] for c in own], [c["error_mean"] for c in own]
-        figure.line(panel, x, y, place, f"{head['method']}: slope {head['slope']:.2f}")
+        figure.line(panel, x, y, index, f"{head['method']}: slope {head['slope']:.2f}")
         figure.panels[panel].set_title(
             ", ".join(f"{name} {head[name]:g}" for name in groups), fontsize=9
         )
@@ -222,13 +222,13 @@ def complexity(
     covered = float(bandit.coverage(bandit.base))
     knee = bandit.radius / math.sqrt(covered)
     slopes = []
-    for place, (name, needed) in enumerate((("on_policy", _fewest), ("offline", _crossing))):
+    for index, (name, needed) in enumerate((("on_policy", _fewest), ("offline", _crossing))):
         for part, kept in (
             ("eps above R/sqrt(C)", [e for e in study.errors if e >= knee]),
             ("eps below", [e for e in study.errors if e < knee]),
             ("all eps", list(study.errors)),
         ):
-            fitted = [_slope_of_need(of_group[place], needed, kept) for of_group in parts]
+            fitted = [_slope_of_need(of_group[index], needed, kept) for of_group in parts]
             if not any(map(math.isnan, fitted)):
                 mean, interval = mean_interval(np.array(fitted))
                 slopes.append({"method": name, "range": part, "slope": mean, "ci95": interval})
@@ -236,8 +236,8 @@ def complexity(
     write_table(run_dir.path, table, slopes)
     figure = Figure(1)
     inverse = [1 / row["eps"] for row in table]
-    for place, name in enumerate(("on_policy", "offline")):
-        figure.line(0, inverse, [row[name] for row in table], place, name, name == "offline")
+    for index, name in enumerate(("on_policy", "offline")):
+        figure.line(0, inverse, [row[name] for row in table], index, name, name == "offline")
     axes = figure.panels[0]
     axes.axvline(1 / knee, color="grey", lw=0.8, ls=":", label="eps = R / sqrt(C)")
     axes.set_xscale("log")
@@ -324,10 +324,10 @@ def coverage(study: Coverage, streams: Streams, run_dir: RunDir) -> dict[str, An
     figure = Figure(len(study.norms))
     for panel, norm in enumerate(study.norms):
         axes = figure.panels[panel]
-        for place, dimension in enumerate(study.dimensions):
+        for index, dimension in enumerate(study.dimensions):
             own = [row for row in table if row["p"] == norm and row["d"] == dimension]
             x = [row["R"] for row in own]
-            figure.line(panel, x, [row["C at least"] for row in own], place, f"d = {dimension}")
+            figure.line(panel, x, [row["C at least"] for row in own], index, f"d = {dimension}")
             axes.plot(x, [row["rate of 2.1"] for row in own], ":", color="grey", lw=1)
         axes.set_yscale("log")
         axes.set_xlabel("R")

@@ -119,9 +119,9 @@ def _warn(methods: list[Method], gamma: float, run_dir: RunDir) -> None:
     """Say which calibrations diverge, before they do."""
     for method in methods:
         if method.objective == "rdrc":
-            told = calibration_warning(gamma, method.calibration * gamma)
-            if told is not None:
-                run_dir.say(f"{method.name}: {told}")
+            reported = calibration_warning(gamma, method.calibration * gamma)
+            if reported is not None:
+                run_dir.say(f"{method.name}: {reported}")
 
 
 def method_objective(method: Method, gamma: float) -> AnyObjective:
@@ -205,7 +205,7 @@ def draw_rounds(curves: list[dict[str, Any]], study: Rounds, run_dir: RunDir) ->
     figure = Figure(len(sizes))
     measure = f"{study.measure}_mean"
     for panel, size in enumerate(sizes):
-        for place, method in enumerate(study.methods):
+        for index, method in enumerate(study.methods):
             of_method = [c for c in curves if c["method"] == method.name]
             own = [c for c in of_method if _sized(c, 0 if method.schedule else size)]
             band = None
@@ -215,7 +215,7 @@ def draw_rounds(curves: list[dict[str, Any]], study: Rounds, run_dir: RunDir) ->
                 ]  # the axis is a logarithm
                 band = low, [c["kl_ci95"][1] for c in own]
             x, dashed = [c["round"] for c in own], method.sampler == "offline"
-            figure.line(panel, x, [c[measure] for c in own], place, method.name, dashed, band)
+            figure.line(panel, x, [c[measure] for c in own], index, method.name, dashed, band)
         axes = figure.panels[panel]
         axes.set_title(f"{size} pairs a round" if size else "")
         axes.set_xlabel("round")

@@ -42,13 +42,13 @@ DEEPSPEED_KEYS = set(
 SLACK = 1.25  # shards are padded to equal size; small tensors fall to few processes
 
 
-def check_strategy(asked: Parallelism, world: int, supported: tuple[str, ...]) -> str:
+def check_strategy(requested: Parallelism, world: int, supported: tuple[str, ...]) -> str:
     """What Accelerate makes of this launch: "single", "ddp", "fsdp2", "zero2", ...
 
     Call it after `TrainingArguments` were made, and before anything expensive.
 
     Args:
-        asked: the config's section.
+        requested: the config's section.
         world: number of processes.
         supported: what this experiment can train with.
 
@@ -56,7 +56,7 @@ def check_strategy(asked: Parallelism, world: int, supported: tuple[str, ...]) -
         BadInput: not what the launcher or the config asked for, or not supported.
     """
     launched = launched_strategy(os.environ, world)
-    wanted = asked.strategy or launched
+    wanted = requested.strategy or launched
     if launched == wanted == "single":
         return wanted
     if launched not in supported:
@@ -111,12 +111,12 @@ def check_deepspeed_keys(config: Mapping[str, object]) -> None:
         raise BadInput(f"the DeepSpeed config has keys that DeepSpeed does not know: {listed}")
 
 
-def check_shards(model: nn.Module, asked: Parallelism, world: int) -> None:
+def check_shards(model: nn.Module, requested: Parallelism, world: int) -> None:
     """Refuse to train when this process holds more of the parameters than its share.
 
     Args:
         model: as prepared for training.
-        asked: the config's section.
+        requested: the config's section.
         world: number of processes.
 
     Raises:
@@ -126,7 +126,7 @@ def check_shards(model: nn.Module, asked: Parallelism, world: int) -> None:
     if strategy not in SHARDED or world == 1:
         return
     held, total = shares(model)
-    shards = asked.shards or world
+    shards = requested.shards or world
     if held * shards > SLACK * total:
         raise BadInput(
             f"parallelism: under {strategy} each parameter was to be in {shards} shards, but this "

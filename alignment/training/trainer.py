@@ -201,10 +201,10 @@ class ResumableTrainer(Trainer):
 
     def _any_is_asked_to_end(self) -> bool:
         """Whether any process was asked: the signal may reach them in different steps."""
-        asked = interruption.asked()
+        requested = interruption.asked()
         if self.args.world_size == 1:
-            return asked
-        here = torch.tensor([asked], device=self.args.device)
+            return requested
+        here = torch.tensor([requested], device=self.args.device)
         return bool(self.accelerator.gather(here).any())
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:

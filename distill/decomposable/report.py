@@ -17,9 +17,9 @@ def write_table(summary: dict[str, Any], path: Path) -> None:
     lines = []
     for cell in summary["cells"]:
         errors = {one["label"]: one["held_out_relative_error"] for one in cell["at"]}
-        told = ["" if errors[label] is None else f"{errors[label]:.1g}" for label in labels]
-        place = [cell["features"], str(cell["dimension"]), cell["arm"], str(cell["threshold"])]
-        lines.append([*place, str(cell["k_needed"] or "none"), *told])
+        reported = ["" if errors[label] is None else f"{errors[label]:.1g}" for label in labels]
+        index = [cell["features"], str(cell["dimension"]), cell["arm"], str(cell["threshold"])]
+        lines.append([*index, str(cell["k_needed"] or "none"), *reported])
     head = ["features", "d", "arm", "t = q(q+1)/2", "k needed", *(f"k = {one}" for one in labels)]
     hull = [
         (
@@ -47,13 +47,13 @@ def draw(summary: dict[str, Any], path: Path) -> None:
     for panel, kind in zip(panels, kinds, strict=False):
         found = [cell for cell in summary["cells"] if cell["features"] == kind]
         largest = max(cell["dimension"] for cell in found)
-        for place, cell in enumerate(one for one in found if one["dimension"] == largest):
+        for index, cell in enumerate(one for one in found if one["dimension"] == largest):
             known = [one for one in cell["at"] if one["held_out_relative_error"] is not None]
             panel.plot(
                 [one["k"] / cell["threshold"] for one in known],
                 [max(one["held_out_relative_error"], FLOOR) for one in known],
-                color=COLOURS[place],
-                marker=MARKERS[place],
+                color=COLOURS[index],
+                marker=MARKERS[index],
                 markersize=4,
                 lw=1,
                 label=cell["arm"],

@@ -180,14 +180,14 @@ class Cells:
         weights = np.full((len(named), size), np.nan)
         errors, gaps, off = (np.full(len(named), np.nan) for _ in range(3))
         scale = np.linalg.norm(full.second_moment(), 2)
-        for place, (_, count) in enumerate(named):
+        for index, (_, count) in enumerate(named):
             found = fit_weights(losses[:, :count], candidates, constraint)
             if found is None:
                 continue
-            weights[place] = found
-            errors[place] = np.mean(np.abs(found @ held_out / wanted - 1))
+            weights[index] = found
+            errors[index] = np.mean(np.abs(found @ held_out / wanted - 1))
             reached = achieved(full, candidates, found)
-            gaps[place], off[place] = reached.gap / scale, reached.moment_error
+            gaps[index], off[index] = reached.gap / scale, reached.moment_error
         return {
             "weights": weights,
             "errors": errors,
@@ -229,8 +229,8 @@ def _cell(
     named = counts(config, about["dimension"])
     convex = about["arm"] != "joint"  # only there is the loss a quadratic form of M
     entries = []
-    for place, (label, count) in enumerate(named):
-        errors, gaps = arrays["errors"][:, place], arrays["gaps"][:, place]
+    for index, (label, count) in enumerate(named):
+        errors, gaps = arrays["errors"][:, index], arrays["gaps"][:, index]
         known = bool(np.isfinite(errors).all())  # else no weights met the constraint
         mean, half = student(errors) if known else (math.nan, math.nan)
         entries.append(
@@ -242,7 +242,7 @@ def _cell(
                 "held_out_relative_error_max": float(errors.max()) if known else None,
                 "relative_gap_max": float(gaps.max()) if known and convex else None,
                 "moment_error_max": (
-                    float(arrays["moment_errors"][:, place].max()) if known else None
+                    float(arrays["moment_errors"][:, index].max()) if known else None
                 ),
                 "infeasible": int(np.isnan(errors).sum()),
                 "units": len(errors),

@@ -104,8 +104,8 @@ def read_csv(path: Path, target: str) -> Table:
                     "number; code or drop the column, or drop the row"
                 )
     values = np.array(rows, dtype=np.float64).reshape(len(rows), len(header))
-    place = header.index(target)
-    return _checked(str(path), np.delete(values, place, axis=1), values[:, place], header)
+    index = header.index(target)
+    return _checked(str(path), np.delete(values, index, axis=1), values[:, index], header)
 
 
 def _is_number(cell: str) -> bool:

@@ -197,9 +197,9 @@ class Matching:
         points = self.points(u)
         rows, columns = self.upper
         slope = np.zeros((len(rows), *self.shape))
-        place = np.arange(len(rows))
-        slope[place, :, rows] += points.T[columns] / len(points)
-        slope[place, :, columns] += points.T[rows] / len(points)
+        index = np.arange(len(rows))
+        slope[index, :, rows] += points.T[columns] / len(points)
+        slope[index, :, columns] += points.T[rows] / len(points)
         slope = self.domain.pull_back(u, slope[:, :, self.free])
         return slope.reshape(len(rows), -1)
 

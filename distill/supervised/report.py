@@ -34,18 +34,18 @@ def write_table(summary: dict[str, Any], path: Path) -> None:
                 if key.startswith(name)
             }
             errors = of["relative_error"], of["worst_relative_error"]
-            place = f"{name} subset", "", str(subset["size"])
+            index = f"{name} subset", "", str(subset["size"])
             lines.append(
                 (
-                    *place,
+                    *index,
                     *_numbers(*errors, of["test_mse"], of["test_mse_ci95"], of["test_mse_median"]),
                 )
             )
     for cell in summary["cells"]:
         errors = cell["held_out_relative_error"], cell["worst_relative_error"]
-        place = cell["route"], str(cell["k"]), str(cell["size"])
+        index = cell["route"], str(cell["k"]), str(cell["size"])
         found = cell["test_mse"], cell["test_mse_ci95"], cell["test_mse_median"]
-        lines.append((*place, *_numbers(*errors, *found)))
+        lines.append((*index, *_numbers(*errors, *found)))
     full = summary["cells"][0]["test_mse_full"]
     write_text(
         path,
@@ -70,8 +70,8 @@ def draw(summary: dict[str, Any], path: Path) -> None:
     sampled = [cell for cell in summary["cells"] if cell["route"].startswith("sampled")]
     route = (sampled or summary["cells"])[0]["route"]
     full = summary["cells"][0]["test_mse_full_median"]
-    for place, subset in enumerate(summary["subsets"]):
-        colour, size = COLOURS[place % len(COLOURS)], subset["size"]
+    for index, subset in enumerate(summary["subsets"]):
+        colour, size = COLOURS[index % len(COLOURS)], subset["size"]
         line = sorted(
             (c for c in summary["cells"] if (c["size"], c["route"]) == (size, route)),
             key=lambda cell: cell["k"],
@@ -83,7 +83,7 @@ def draw(summary: dict[str, Any], path: Path) -> None:
         )
         for panel, (key, dotted, dashed, unit) in zip(panels, curves, strict=True):
             values = [max(cell[key] / unit, FLOOR) for cell in line]
-            marks = {"marker": MARKERS[place % 6], "markersize": 4, "lw": 1}
+            marks = {"marker": MARKERS[index % 6], "markersize": 4, "lw": 1}
             counts = [cell["k"] for cell in line]
             panel.plot(counts, values, color=colour, label=f"N = {size}", **marks)
             panel.axhline(subset[dotted] / unit, color=colour, ls=":", lw=1)
@@ -154,12 +154,12 @@ def draw_lower_bound(summary: dict[str, Any], path: Path) -> None:
     """Worst relative error against points and against regressors, with the bounds."""
     figure, panels = start(2)
     routes = list(dict.fromkeys(entry["route"] for entry in summary["too_few_points"]))
-    for place, route in enumerate(routes):
+    for index, route in enumerate(routes):
         line = [entry for entry in summary["too_few_points"] if entry["route"] == route]
         worst = [max(entry["worst"], FLOOR) for entry in line]
         sizes = [entry["size"] for entry in line]
         panels[0].plot(
-            sizes, worst, color=COLOURS[place], marker=MARKERS[place], markersize=4, label=route
+            sizes, worst, color=COLOURS[index], marker=MARKERS[index], markersize=4, label=route
         )
     panels[0].axvline(summary["width"], color="grey", lw=1)
     panels[0].set_xlabel("points N (grey: q)")

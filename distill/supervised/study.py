@@ -230,17 +230,17 @@ def _interval(values: np.ndarray) -> list[float]:
 
 
 def _subsets(size: int, results: Sequence[cells.Arrays]) -> dict[str, Any]:
-    told: dict[str, Any] = {"size": size}
+    reported: dict[str, Any] = {"size": size}
     for name in ("random", "leverage"):
         errors = _values(results, f"{name}/{size}/mse")
-        told |= {
+        reported |= {
             f"{name}_relative_error": float(_values(results, f"{name}/{size}/relative").mean()),
             f"{name}_worst_relative_error": float(_values(results, f"{name}/{size}/worst").mean()),
             f"{name}_test_mse": float(errors.mean()),
             f"{name}_test_mse_median": float(np.median(errors)),
             f"{name}_test_mse_ci95": _interval(errors),
         }
-    return told
+    return reported
 
 
 def _cells(

@@ -41,7 +41,7 @@ def lines(report: Mapping[str, Any]) -> list[str]:
         half = student_half(error, report["runs"] - 1)
         interval = f" +- {half:.3f} (95%, Student's, a jackknife over runs)"
     kind = f"{report['frames']} frames" + (", lossy" if report["frames_lossy"] else "")
-    told = [
+    reported = [
         f"{report['runs']} runs, {report['pairs']} pairs, {report['observations']} observations of "
         f"{report['data']} ({kind})",
         f"  agreement of greedy actions           {report['agreement_mean']:.3f}{interval}",
@@ -59,9 +59,9 @@ def lines(report: Mapping[str, Any]) -> list[str]:
         ),
     ]
     if error is None:
-        told.append("  two runs have no standard error: leaving one out leaves no pair")
+        reported.append("  two runs have no standard error: leaving one out leaves no pair")
     if report["distinct_weights"] < report["runs"]:
-        told.append(
+        reported.append(
             f"  only {report['distinct_weights']} different weights: some runs are the same one"
         )
     rows = zip(
@@ -71,8 +71,8 @@ def lines(report: Mapping[str, Any]) -> list[str]:
         report["tied_share_by_run"],
         strict=True,
     )
-    told.append("  return of the last 3, evaluation return, share of ties:")
-    return told + [
+    reported.append("  return of the last 3, evaluation return, share of ties:")
+    return reported + [
         f"    {_number(last):>9} {_number(played):>9} {ties:6.3f}  {path}"
         for path, last, played, ties in rows
     ]

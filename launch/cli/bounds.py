@@ -28,7 +28,7 @@ def bounds(
     rounds: int,
 ) -> list[dict[str, Any]]:
     """One row for each theorem of 2509.08660: what it is about, its formula, and the number."""
-    asked = (epsilon, delta, rho, dimension)
+    requested = (epsilon, delta, rho, dimension)
     both = label_bound + weight_bound
     rows = [
         {
@@ -36,35 +36,35 @@ def bounds(
             "about": "ridge regression",
             "formula": "25 (B+Y)^2 d^3 ln(2/delta) / (lambda eps (rho-2delta))^2",
             "unit": "data points",
-            "samples": regression.samples_theorem_3_1(*asked, regularization, both),
+            "samples": regression.samples_theorem_3_1(*requested, regularization, both),
         },
         {
             "theorem": "3.2",
             "about": "ridge regression on a core set",
             "formula": "1600 (B+Y)^2 d^3 k^2 |theta|^4 ln(2/delta) / (eps^6 (rho-2delta)^2)",
             "unit": "data points",
-            "samples": regression.samples_theorem_3_2(*asked, core_set, weight_bound, both),
+            "samples": regression.samples_theorem_3_2(*requested, core_set, weight_bound, both),
         },
         {
             "theorem": "3.3",
             "about": "second moments",
             "formula": "8 T^2 d^8 ln(2d^2/delta) / (eps (rho-2delta))^2",
             "unit": "data points",
-            "samples": regression.samples_theorem_3_3(*asked, rounds),
+            "samples": regression.samples_theorem_3_3(*requested, rounds),
         },
         {
             "theorem": "4.1",
             "about": "R-LSVI, generative model",
             "formula": "H calls of 3.2: order d^6 k^3 H^23 ln(H/delta) / (eps^8 (rho-2delta)^2)",
             "unit": "next states",
-            "samples": regression.samples_theorem_4_1(*asked, core_set, horizon),
+            "samples": regression.samples_theorem_4_1(*requested, core_set, horizon),
         },
         {
             "theorem": "4.2",
             "about": "R-LSVI-UCB, episodes",
             "formula": "d^56 H^62 ln(1/delta)^5 / (eps^44 rho^2), constant not given",
             "unit": "episodes",
-            "samples": regression.samples_theorem_4_2(*asked, horizon),
+            "samples": regression.samples_theorem_4_2(*requested, horizon),
         },
     ]
     return [{"paper": REPLICABLE, "kind": "Theorem", **row} for row in rows]
@@ -79,7 +79,7 @@ def preference_bounds(s: Setting, alpha: float, start: float) -> list[dict[str, 
         start: r_0 of that corollary.
     """
     sizes = sample_sizes.schedule(s, alpha, start)
-    told = ", ".join(f"{size:.3g}" for size in sizes)
+    reported = ", ".join(f"{size:.3g}" for size in sizes)
     threshold = "min(eta^2 R^2/C, 1/(4 gamma^2 C), eta^2/e^2)"
     rows: list[tuple[str, str, str, str, float]] = [
         (
@@ -121,7 +121,7 @@ def preference_bounds(s: Setting, alpha: float, start: float) -> list[dict[str, 
         (
             "Corollary 3.6",
             "decaying batches",
-            f"n_i eta^(alpha k), then n_f: {told}",
+            f"n_i eta^(alpha k), then n_f: {reported}",
             "pairs in all",
             sum(sizes),
         ),
@@ -136,14 +136,14 @@ def preference_bounds(s: Setting, alpha: float, start: float) -> list[dict[str, 
     return [
         {
             "paper": PREFERENCES,
-            "kind": place.split()[0],
-            "theorem": place.split()[1],
+            "kind": index.split()[0],
+            "theorem": index.split()[1],
             "about": about,
             "formula": formula,
             "unit": unit,
             "samples": samples,
         }
-        for place, about, formula, unit, samples in rows
+        for index, about, formula, unit, samples in rows
     ]
 
 
@@ -188,16 +188,16 @@ def needed(run: Path) -> dict[str, Any]:
 
 def lines(rows: list[dict[str, Any]], measured: Mapping[str, Any] | None) -> list[str]:
     """The rows for a person."""
-    told = []
-    for place, row in enumerate(rows):
-        if place == 0 or row["paper"] != rows[place - 1]["paper"]:
-            told += [""] * (place > 0) + [f"{row['paper']}"]
-        told.append(
+    reported = []
+    for index, row in enumerate(rows):
+        if index == 0 or row["paper"] != rows[index - 1]["paper"]:
+            reported += [""] * (index > 0) + [f"{row['paper']}"]
+        reported.append(
             f"{row['kind']} {row['theorem']}".ljust(16) + f"{row['samples']:10.3g} "
             f"{row['unit']:14}{row['about']:36}{row['formula']}"
         )
     if measured is None:
-        return told
+        return reported
     target = f"epsilon {measured['epsilon']:g}, rho {measured['rho']:g}"
     if measured["needed"] is None:
         found = f"no cell reached {target}, with up to {measured['most_tried']:.3g} samples"
@@ -207,4 +207,4 @@ def lines(rows: list[dict[str, Any]], measured: Mapping[str, Any] | None) -> lis
             f"{measured['alpha']:.3g}); theorem {measured['theorem']} asks for "
             f"{measured['asked']:.3g}, {measured['ratio']:.3g} times as many"
         )
-    return [*told, "", f"{measured['experiment']}: {found}"]
+    return [*reported, "", f"{measured['experiment']}: {found}"]

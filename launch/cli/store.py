@@ -117,7 +117,7 @@ def store_export(
             sys.stderr.write(f"{destination}: {count} transitions\n")
             return
         counts = export(directory, destination, rounds, tokenizer)
-        told = ", ".join(f"{count} {name}" for name, count in counts.items())
-        sys.stderr.write(f"{destination}: {told}\n")
+        reported = ", ".join(f"{count} {name}" for name, count in counts.items())
+        sys.stderr.write(f"{destination}: {reported}\n")
 
     finish(work)

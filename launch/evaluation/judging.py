@@ -122,15 +122,15 @@ def _ask(
     dry_run: bool,
     say: Say,
 ) -> Verdicts | dict[str, Any]:
-    asked = LanguageModelJudge(judge, cache, streams)
-    estimate = asked.estimate(comparisons)
+    requested = LanguageModelJudge(judge, cache, streams)
+    estimate = requested.estimate(comparisons)
     price = "unknown (no prices set)" if estimate.usd is None else f"{estimate.usd:.4g} USD"
     say(
         f"{judge.model}: {estimate.requests} requests to send, {estimate.cached} answered before; "
         f"about {estimate.input_tokens} tokens asked, at most {estimate.output_tokens} answered; "
         f"cost about {price}"
     )
-    return dict(estimate._asdict()) if dry_run else asked.compare(comparisons)
+    return dict(estimate._asdict()) if dry_run else requested.compare(comparisons)
 
 
 def _asides(verdicts: Verdicts) -> dict[str, Any]:

@@ -87,10 +87,10 @@ def evaluate(
     found = []
     for k in rounds or [_last_round(root) if is_run else 0]:
         file = result_file(out or root, suite, k)
-        asked = settings.model_dump(mode="json")
+        requested = settings.model_dump(mode="json")
         if file.is_file():
             stored = json.loads(file.read_text(encoding="utf-8"))
-            if stored["settings"] != asked:
+            if stored["settings"] != requested:
                 raise ConfigError(
                     f"{file} holds the result of other settings; it was left as it is. Choose "
                     "another directory with --out"
@@ -99,7 +99,7 @@ def evaluate(
             continue
         model = _model(root, k) if is_run and suite != "judge" else run
         result = _measure(settings, root, model, k, file, dry_run)
-        record = {"suite": suite, "round": k, "settings": asked, "result": result}
+        record = {"suite": suite, "round": k, "settings": requested, "result": result}
         record["versions"] = {
             name: importlib.metadata.version(name) for name in ("transformers", "torch")
         }

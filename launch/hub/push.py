@@ -61,8 +61,8 @@ def push(
     contents: dict[str, Path | bytes] = {}
     for name, file in files.items():
         # These two name the folder that the weights once came from.
-        told = name in ("config.json", "adapter_config.json")
-        contents[name] = public(file.read_text(encoding="utf-8")).encode() if told else file
+        reported = name in ("config.json", "adapter_config.json")
+        contents[name] = public(file.read_text(encoding="utf-8")).encode() if reported else file
     contents["README.md"] = card(directory, repo_id, what, data_files).encode()
     for name in RECORD:
         if (directory / name).is_file():

@@ -39,8 +39,12 @@ class Verdict:
     @property
     def reason(self) -> str:
         """Why the claim does not hold here, if a row of the table shows it."""
-        told = self.verdict in ("does not", "undecided") and self.claim.shown_by
-        return f"{self.claim.reason.rstrip('. ')} (shown by {self.claim.shown_by})" if told else ""
+        is_explained = self.verdict in ("does not", "undecided") and self.claim.shown_by
+        return (
+            f"{self.claim.reason.rstrip('. ')} (shown by {self.claim.shown_by})"
+            if is_explained
+            else ""
+        )
 
 
 @dataclass(frozen=True)
@@ -75,10 +79,10 @@ def _decided(claim: Claim, tested: _Tested, corrected: float, tests: int) -> Ver
     if math.isnan(outcome.p):
         return Verdict(claim, "undecided", tested.text)
     shown = f"; p {_p(outcome.p)}" + (f", Holm's {_p(corrected)}" if tests > 1 else "")
-    told = "undecided"
+    verdict = "undecided"
     if corrected < LEVEL:
-        told = "holds" if outcome.favours else "does not"
-    return Verdict(claim, told, tested.text + shown, outcome.p, corrected, outcome.degrees)
+        verdict = "holds" if outcome.favours else "does not"
+    return Verdict(claim, verdict, tested.text + shown, outcome.p, corrected, outcome.degrees)
 
 
 def _p(value: float) -> str:
@@ -94,13 +98,13 @@ def _tested(claim: Claim, evidence: Evidence) -> _Tested:
     broken = None if None in violated and True not in violated else True in violated
     if len(cells) == 1:
         return _Tested(outcomes[0], _shown(cells[0], differences[0], evidence), broken)
-    outcome, place = family(outcomes)
+    outcome, index = family(outcomes)
     if claim.identity and True in violated:
-        place = violated.index(True)
+        index = violated.index(True)
     alone = sum(one.favours is True and one.p < LEVEL for one in outcomes)
     fine = sum(one is False for one in violated) if claim.identity else alone
     text = f"{len(cells)} cells, {fine} hold" + ("" if claim.identity else " alone") + "; worst: "
-    return _Tested(outcome, text + _shown(cells[place], differences[place], evidence), broken)
+    return _Tested(outcome, text + _shown(cells[index], differences[index], evidence), broken)
 
 
 def _violated(difference: Difference, claim: Claim) -> bool | None:

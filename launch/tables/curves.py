@@ -75,18 +75,18 @@ def draw(curves: Curves, path: Path, caption: str) -> None:
     figure, panels = start(2)
     metrics = ("win_rate_vs_initial", "reward_mean")
     for panel, metric in zip(panels, metrics, strict=True):
-        for place, (method, seeds) in enumerate(curves.items()):
+        for index, (method, seeds) in enumerate(curves.items()):
             known = sorted({round for seed in seeds for round in seed})
             values = [[seed[k][metric] for seed in seeds if k in seed] for k in known]
             mean = np.array([np.mean(value) for value in values])
             spread = np.array([np.std(value) for value in values])
-            colour = COLOURS[place % len(COLOURS)]
+            colour = COLOURS[index % len(COLOURS)]
             panel.plot(
                 known,
                 mean,
                 label=method,
                 color=colour,
-                marker=MARKERS[place % len(MARKERS)],
+                marker=MARKERS[index % len(MARKERS)],
                 markersize=4,
                 linestyle="--" if "offline" in method else "-",
             )

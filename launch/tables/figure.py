@@ -23,9 +23,9 @@ def draw(evidence: Evidence, path: Path, suffixes: Sequence[str] = (".svg", ".pn
     count = len(figure.y)
     sheet, panels = start(count, size=(1.0 + 4.2 * count, 3.8))
     painters = {"curves": _curves, "bars": _bars, "frontier": _frontier}
-    for place, panel in enumerate(panels):
-        painters[figure.kind](panel, evidence, figure, figure.y[place])
-        label = figure.y_labels[place] if place < len(figure.y_labels) else figure.y[place]
+    for index, panel in enumerate(panels):
+        painters[figure.kind](panel, evidence, figure, figure.y[index])
+        label = figure.y_labels[index] if index < len(figure.y_labels) else figure.y[index]
         panel.set_ylabel(label)
         if figure.kind != "bars":
             panel.set_xlabel(figure.x_label or figure.x)
@@ -41,12 +41,12 @@ def draw(evidence: Evidence, path: Path, suffixes: Sequence[str] = (".svg", ".pn
     return save(sheet, path, suffixes)
 
 
-def _style(place: int) -> dict[str, Any]:
+def _style(index: int) -> dict[str, Any]:
     """Colour, marker and line differ together, so that any one of them tells series apart."""
     return {
-        "color": COLOURS[place % len(COLOURS)],
-        "marker": MARKERS[place % len(MARKERS)],
-        "linestyle": LINES[place // len(COLOURS) % len(LINES)],
+        "color": COLOURS[index % len(COLOURS)],
+        "marker": MARKERS[index % len(MARKERS)],
+        "linestyle": LINES[index // len(COLOURS) % len(LINES)],
         "markersize": 4,
     }
 
@@ -60,7 +60,7 @@ def _curves(panel: Any, evidence: Evidence, figure: Figure, key: str) -> None:
     of_runs: dict[tuple[str, ...], list[Row]] = {}
     for line in evidence.table.lines():
         of_runs.setdefault(tuple(line.runs), []).append(line)
-    for place, (line, *more) in enumerate(of_runs.values()):
+    for index, (line, *more) in enumerate(of_runs.values()):
         curves = [
             {number_at(entry, figure.x): number_at(entry, key) for entry in curve}
             for curve in entries_of(evidence, line.name, figure.entries, figure.file)
@@ -69,7 +69,7 @@ def _curves(panel: Any, evidence: Evidence, figure: Figure, key: str) -> None:
             continue
         xs = sorted(set.intersection(*(set(curve) for curve in curves)))
         values = np.array([[curve[x] for x in xs] for curve in curves])
-        style = _style(place)
+        style = _style(index)
         sparse = max(1, len(xs) // 12)
         name = line.name.rpartition(",")[0] if more else line.name
         panel.plot(xs, values.mean(axis=0), label=name, markevery=sparse, **style)
@@ -80,17 +80,17 @@ def _curves(panel: Any, evidence: Evidence, figure: Figure, key: str) -> None:
 def _bars(panel: Any, evidence: Evidence, figure: Figure, column: str) -> None:
     """A bar for each row, with its 95% interval; a row without a number has none."""
     lines = evidence.table.lines()
-    for place, line in enumerate(lines):
+    for index, line in enumerate(lines):
         number = evidence.numbers[line.name][column]
         if not number.known:
-            panel.text(place, 0, "missing", rotation=90, ha="center", va="bottom", fontsize=7)
+            panel.text(index, 0, "missing", rotation=90, ha="center", va="bottom", fontsize=7)
             continue
-        hatch = ("", "//", "..", "xx")[place % 4]
-        colour = COLOURS[place % len(COLOURS)]
-        panel.bar(place, number.value, color=colour, alpha=0.75, hatch=hatch, edgecolor="black")
+        hatch = ("", "//", "..", "xx")[index % 4]
+        colour = COLOURS[index % len(COLOURS)]
+        panel.bar(index, number.value, color=colour, alpha=0.75, hatch=hatch, edgecolor="black")
         if number.low == number.low:
             ends = [[number.value - number.low], [number.high - number.value]]
-            panel.errorbar(place, number.value, yerr=np.abs(ends), color="black", capsize=3)
+            panel.errorbar(index, number.value, yerr=np.abs(ends), color="black", capsize=3)
     panel.set_xticks(range(len(lines)), [line.name for line in lines], rotation=40, ha="right")
     panel.tick_params(axis="x", labelsize=7)
 
@@ -107,6 +107,6 @@ def _frontier(panel: Any, evidence: Evidence, figure: Figure, column: str) -> No
             series.setdefault(line.name.rpartition(",")[0] or line.name, []).append(
                 (x.value, y.value, below, above)
             )
-    for place, (name, points) in enumerate(series.items()):
+    for index, (name, points) in enumerate(series.items()):
         xs, ys, *ends = zip(*points, strict=True)
-        panel.errorbar(xs, ys, yerr=ends, label=name, capsize=2, elinewidth=0.8, **_style(place))
+        panel.errorbar(xs, ys, yerr=ends, label=name, capsize=2, elinewidth=0.8, **_style(index))

@@ -148,13 +148,13 @@ def transcribe(file: Path) -> list[Path]:
     """
     needed = ("config", "overrides", "seed", "where", "summary", "seconds", "code_revision")
     index, made = _index(), []
-    for place, entry in enumerate(read(file)["runs"]):
+    for position, entry in enumerate(read(file)["runs"]):
         absent = [key for key in needed if key not in entry]
         if absent:
-            raise ConfigError(f"{file}: runs.{place}.{absent[0]}: required, but not given")
+            raise ConfigError(f"{file}: runs.{position}.{absent[0]}: required, but not given")
         directory = directory_of(entry["config"], entry["overrides"], entry["seed"])
         if (directory / "summary.json").is_file():
-            raise ConfigError(f"{file}: runs.{place}: {directory} is there; record it instead")
+            raise ConfigError(f"{file}: runs.{position}: {directory} is there; record it instead")
         settings = load(entry["config"], [*entry["overrides"], f"seed={entry['seed']}"])
         head = {"experiment": settings.experiment, "status": "complete", "seed": entry["seed"]}
         head |= {"config_sha256": config_sha256(settings)}

@@ -66,20 +66,20 @@ def caption(evidence: Evidence) -> str:
     """What was run, how large, over how many seeds, and what the intervals are."""
     finished = [source for source in evidence.all_sources() if source.state == "finished"]
     seeds = sorted({source.seed for source in finished})
-    told = f"Budget *{evidence.budget}*: {evidence.settings.note}"
+    text = f"Budget *{evidence.budget}*: {evidence.settings.note}"
     if len(seeds) < 2:
-        return told + "."
+        return text + "."
     columns = evidence.table.columns.values()
     strata = any(line.strata for line in evidence.table.lines())
-    told += f"; over seeds {', '.join(map(str, seeds))}"
+    text += f"; over seeds {', '.join(map(str, seeds))}"
     if any(column.aggregate == "mean" for column in columns):
-        told += ": means with Student's 95% interval" + (", within each game" if strata else "")
+        text += ": means with Student's 95% interval" + (", within each game" if strata else "")
     if any(column.aggregate == "iqm" for column in columns):
-        told += ": interquartile means with a 95% percentile bootstrap" + (
+        text += ": interquartile means with a 95% percentile bootstrap" + (
             ", drawn within each game" if strata else ""
         )
-        told += f", which is narrow with {len(seeds)} seeds and decides no claim"
-    return told + "."
+        text += f", which is narrow with {len(seeds)} seeds and decides no claim"
+    return text + "."
 
 
 def made_on(evidence: Evidence) -> list[str]:

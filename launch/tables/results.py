@@ -92,8 +92,8 @@ def _overview(made: Sequence[tuple[str, Evidence]]) -> str:
 def _counted(found: Sequence[Verdict], what: str) -> str:
     """``51 tests: 30 holds, 7 does not, 14 undecided.``"""
     counts = Counter(one.verdict for one in found)
-    told = ", ".join(f"{counts[word]} {word}" for word in VERDICTS if counts[word])
-    return f"{len(found)} {what}: {told or 'none'}."
+    reported = ", ".join(f"{counts[word]} {word}" for word in VERDICTS if counts[word])
+    return f"{len(found)} {what}: {reported or 'none'}."
 
 
 def _link(title: str) -> str:
@@ -108,7 +108,7 @@ def _commands(name: str, evidence: Evidence) -> str:
         f"`reprise sweep {name} --budget {evidence.budget}`, then `reprise table {name} --budget "
         f"{evidence.budget}`.",
         "",
-        *(line for told in made_on(evidence) for line in (told, "")),
+        *(line for reported in made_on(evidence) for line in (reported, "")),
         "<details><summary>The runs</summary>",
         "",
         *(f"- `{source.command}` ({source.seconds:.0f} s)" for source in _listed(evidence)),

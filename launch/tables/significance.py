@@ -112,14 +112,14 @@ def family(outcomes: Sequence[Outcome]) -> tuple[Outcome, int]:
     """
     against = [k for k, one in enumerate(outcomes) if one.favours is False]
     if against:
-        place = min(against, key=lambda k: outcomes[k].p)
-        p = min(1.0, len(outcomes) * outcomes[place].p)
-        return Outcome(False, p, outcomes[place].degrees), place
+        index = min(against, key=lambda k: outcomes[k].p)
+        p = min(1.0, len(outcomes) * outcomes[index].p)
+        return Outcome(False, p, outcomes[index].degrees), index
     unknown = [k for k, one in enumerate(outcomes) if one.favours is None]
     if unknown:
         return NOTHING, unknown[0]
-    place = max(range(len(outcomes)), key=lambda k: outcomes[k].p)
-    return outcomes[place], place
+    index = max(range(len(outcomes)), key=lambda k: outcomes[k].p)
+    return outcomes[index], index
 
 
 def holm(values: Sequence[float]) -> list[float]:
@@ -131,7 +131,7 @@ def holm(values: Sequence[float]) -> list[float]:
     """
     tests = [1.0 if math.isnan(p) else p for p in values]
     adjusted, largest = [math.nan] * len(tests), 0.0
-    for rank, place in enumerate(sorted(range(len(tests)), key=lambda k: tests[k])):
-        largest = max(largest, min(1.0, (len(tests) - rank) * tests[place]))
-        adjusted[place] = largest
+    for rank, index in enumerate(sorted(range(len(tests)), key=lambda k: tests[k])):
+        largest = max(largest, min(1.0, (len(tests) - rank) * tests[index]))
+        adjusted[index] = largest
     return [math.nan if math.isnan(p) else new for p, new in zip(values, adjusted, strict=True)]

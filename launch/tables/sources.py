@@ -45,27 +45,27 @@ def source_of(run: Run, seed: int) -> tuple[Source, dict[str, Any] | None]:
     config, overrides = run.config, run.overrides
     directory = directory_of(config, overrides, seed)
     command = Job(config, (*overrides, f"seed={seed}"), directory).typed
-    place = directory
-    if not (place / "summary.json").is_file():
-        place = records.record_of(directory)
-    if not (place / "summary.json").is_file():
+    index = directory
+    if not (index / "summary.json").is_file():
+        index = records.record_of(directory)
+    if not (index / "summary.json").is_file():
         return Source(directory, seed, command, "missing", "there is no finished run"), None
-    found = problems(place) if place == directory else _record_problems(place)
+    found = problems(index) if index == directory else _record_problems(index)
     if not found:
         wanted = load(config, [*overrides, f"seed={seed}"]).model_dump(mode="json")
-        unlike = differences(wanted, stored_config(place))
+        unlike = differences(wanted, stored_config(index))
         if unlike:
             found = [f"made with another config ({'; '.join(unlike)}); delete it and sweep again"]
     if found:
-        return Source(directory, seed, command, "corrupt", "; ".join(found), place=place), None
-    summary = read_summary(place)
-    made = _provenance(place)
+        return Source(directory, seed, command, "corrupt", "; ".join(found), place=index), None
+    summary = read_summary(index)
+    made = _provenance(index)
     changed = " (with uncommitted changes)" if made.get("code_dirty") else ""
     source = Source(
         *(directory, seed, command, "finished"),
         seconds=float(summary["seconds"]),
         revision=str(summary["code_revision"])[:12] + changed,
-        place=place,
+        place=index,
         processors=tuple(dict.fromkeys(map(processor, [made, *made.get("resumed", [])]))),
         transcribed=str(made.get("transcribed", "")),
     )

@@ -37,7 +37,7 @@ from reprise.launch.tables.schema import (
     shipped_tables,
 )
 
-RETRIES = 1  # a run that failed for a passing reason continues; one that fails twice is reported
+RETRIES = 1  # a run that failed for a passing reason continues; one that fails twice is differences
 
 
 def directory_of(config: str, overrides: Sequence[str], seed: int) -> Path:
@@ -268,15 +268,17 @@ def made_elsewhere(made: Plan) -> list[str]:
     A sweep gives each run one thread; an unfinished run keeps the number that it began with.
     """
     before = {job.out: starts(job.out) for job in made.jobs if not job.suite}
-    recorded = {out: told for out, told in before.items() if told}
+    recorded = {out: differences for out, differences in before.items() if differences}
     if not recorded:
         return []
     here, found = instruction_set(), Counter[str]()
     for out, begun in recorded.items():
         finished = (out / "summary.json").is_file()
         state = "finished" if finished else "unfinished"
-        for told in {told for start in begun if (told := unlike(start, here, "a start"))}:
-            found[f"{state} runs: instruction set {told}"] += 1
+        for differences in {
+            differences for start in begun if (differences := unlike(start, here, "a start"))
+        }:
+            found[f"{state} runs: instruction set {differences}"] += 1
         if (threads := begun[0]["threads"]) != 1:
             then = "bits may differ" if finished else "they continue with as many"
             found[f"{state} runs: threads {threads} at the start, 1 in a sweep; {then}"] += 1

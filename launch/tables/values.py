@@ -31,13 +31,13 @@ def parse(path: str) -> list[tuple[str, str | None]]:
     Raises:
         PathError: it is not a path.
     """
-    parts, place = [], 0
-    while place < len(path):
-        found = _PART.match(path, place)
+    parts, index = [], 0
+    while index < len(path):
+        found = _PART.match(path, index)
         if found is None:
-            raise PathError(f"path '{path}': not understood from '{path[place:]}' on")
+            raise PathError(f"path '{path}': not understood from '{path[index:]}' on")
         parts.append((found["key"], found["choice"] or found["place"]))
-        place = found.end()
+        index = found.end()
     if not parts or path.endswith("."):
         raise PathError(f"path '{path}': a key is missing")
     return parts
@@ -104,10 +104,10 @@ def _chosen(entries: Any, choice: str, path: str) -> Any:
     if not isinstance(entries, list):
         raise PathError(f"path '{path}': [{choice}] chooses from a list, not from {entries!r}")
     if re.fullmatch(r"-?\d+", choice):
-        place = int(choice)
-        if not -len(entries) <= place < len(entries):
+        index = int(choice)
+        if not -len(entries) <= index < len(entries):
             raise PathError(f"path '{path}': [{choice}], but there are {len(entries)} entries")
-        return entries[place]
+        return entries[index]
     wanted = _conditions(choice, path)
     found = [
         entry

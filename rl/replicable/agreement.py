@@ -82,8 +82,8 @@ class Trace:
         pairs = [
             (left, right)
             for members in (np.flatnonzero(self.classes == c) for c in np.unique(self.classes))
-            for place, left in enumerate(members)
-            for right in members[place + 1 :]
+            for index, left in enumerate(members)
+            for right in members[index + 1 :]
         ]
         if not pairs:
             self.product, self.bound = 0.0, self.bound - 1.0

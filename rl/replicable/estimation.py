@@ -81,11 +81,11 @@ def run(config: Estimation, run_dir: RunDir) -> dict[str, Any]:
     """Every width of the grid and number of samples; the theorem's own last, where asked for."""
     design = Design.draw(config.points, config.dimension, config.design_seed)
     theory = theorem(config)
-    asked = [(alpha, samples) for alpha in config.alphas for samples in _sizes(config, alpha)]
-    names = [f"alpha-{alpha}-samples-{samples}" for alpha, samples in asked]
+    requested = [(alpha, samples) for alpha in config.alphas for samples in _sizes(config, alpha)]
+    names = [f"alpha-{alpha}-samples-{samples}" for alpha, samples in requested]
     grid = [
         {**_resolved("alpha", alpha, theory), **_resolved("samples", samples, theory)}
-        for alpha, samples in asked
+        for alpha, samples in requested
     ]
 
     def work(index: int) -> cells.Arrays:
@@ -93,7 +93,8 @@ def run(config: Estimation, run_dir: RunDir) -> dict[str, Any]:
 
     results = cells.each(run_dir, names, work, config.experiment)
     entries = [
-        {**place, **_entry(config, arrays)} for place, arrays in zip(grid, results, strict=True)
+        {**position, **_entry(config, arrays)}
+        for position, arrays in zip(grid, results, strict=True)
     ]
     return {
         "estimator": config.estimator,
@@ -116,8 +117,8 @@ def _resolved(key: str, value: float | str, theory: dict[str, Any]) -> dict[str,
 
 def theorem(config: Estimation) -> dict[str, Any]:
     """Width of the grid and number of samples that the theorem asks for."""
-    asked = config.theory
-    shared = (asked.epsilon, asked.delta, asked.rho)
+    requested = config.theory
+    shared = (requested.epsilon, requested.delta, requested.rho)
     if config.estimator == "ridge":
         number = samples_theorem_3_1(*shared, config.dimension, config.regularization, 2.0)
         alpha = ridge_bin(*shared, config.dimension)
@@ -125,7 +126,12 @@ def theorem(config: Estimation) -> dict[str, Any]:
         number = samples_theorem_3_3(*shared, config.dimension, 1)
         alpha = covariance_bin(*shared, config.dimension)
     name = "3.1" if config.estimator == "ridge" else "3.3"
-    return {**asked.model_dump(), "theorem": name, "alpha": alpha, "samples": int(np.ceil(number))}
+    return {
+        **requested.model_dump(),
+        "theorem": name,
+        "alpha": alpha,
+        "samples": int(np.ceil(number)),
+    }
 
 
 def _cell(config: Estimation, design: Design, alpha: float, samples: int) -> cells.Arrays:

@@ -51,8 +51,8 @@ def run(config: FQI, run_dir: RunDir) -> dict[str, Any]:
         "internal_seeds": config.internal(),
         "no_data": _no_data(config, results),
         "cells": [
-            _entry(config, results, place, rounded, column)
-            for place in range(len(config.fractions))
+            _entry(config, results, position, rounded, column)
+            for position in range(len(config.fractions))
             for rounded in _arms(config)
             for column in range(len(_lambdas(config)))
         ],
@@ -214,16 +214,16 @@ def _undefined(name: str) -> dict[str, Any]:
 
 
 def _entry(
-    config: FQI, results: list[cells.Arrays], place: int, rounded: bool, column: int
+    config: FQI, results: list[cells.Arrays], index: int, rounded: bool, column: int
 ) -> dict[str, Any]:
     """One fraction, lambda and arm."""
     key = _key(rounded)
-    labels = [identities(arrays[f"weights{key}"][:, place, column]) for arrays in results]
-    returns = _table(config, results, lambda arrays: arrays[f"returns{key}"][:, place, column])
+    labels = [identities(arrays[f"weights{key}"][:, index, column]) for arrays in results]
+    returns = _table(config, results, lambda arrays: arrays[f"returns{key}"][:, index, column])
     of_seed = returns.mean(2)  # [recordings, internal seeds]
     entry: dict[str, Any] = {
-        "fraction": config.fractions[place],
-        "transitions": _sizes(config)[place],
+        "fraction": config.fractions[index],
+        "transitions": _sizes(config)[index],
         "lambda": _lambdas(config)[column],
         "arm": "rounded" if rounded else "not rounded",
         "runs": config.runs,
@@ -239,7 +239,7 @@ def _entry(
     entry |= {**_estimate("above_no_data", without), **_undefined("above_unrounded")}
     if rounded and config.baseline:
         other = _table(
-            config, results, lambda arrays: arrays["returns_unrounded"][:, place, column]
+            config, results, lambda arrays: arrays["returns_unrounded"][:, index, column]
         )
         entry |= _estimate("above_unrounded", returns - other)
     if config.runs > 1:

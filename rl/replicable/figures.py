@@ -22,12 +22,12 @@ def draw_figure_one(summary: dict[str, Any], path: Path) -> None:
     strengths = list(dict.fromkeys(cell["lambda"] for cell in cells))
     for arm in ("rounded", "not rounded"):
         rounded = arm == "rounded"
-        for place, strength in enumerate(strengths):
+        for index, strength in enumerate(strengths):
             curve = [c for c in cells if c["lambda"] == strength and c["arm"] == arm]
             if not curve:
                 continue
             style: dict[str, Any] = {
-                "color": COLOURS[place % len(COLOURS)] if strength else "grey",
+                "color": COLOURS[index % len(COLOURS)] if strength else "grey",
                 "linestyle": "-" if rounded else "--",
             }
             label = f"$\\lambda$ = {strength:g}" + ("" if rounded else ", not rounded")
@@ -36,7 +36,7 @@ def draw_figure_one(summary: dict[str, Any], path: Path) -> None:
                 if mean not in curve[0]:
                     continue
                 y = [cell[mean] for cell in curve]
-                panel.plot(x, y, label=label, marker=MARKERS[place % 6], markersize=4, **style)
+                panel.plot(x, y, label=label, marker=MARKERS[index % 6], markersize=4, **style)
                 band = np.array([cell[f"{mean.removesuffix('_mean')}_ci95"] for cell in curve]).T
                 if rounded and np.isfinite(band).all():
                     panel.fill_between(x, *band, color=style["color"], alpha=0.12, lw=0)
@@ -62,7 +62,7 @@ def draw_frontier(summary: dict[str, Any], path: Path) -> None:
     """Agreement against samples with its predictions, and against suboptimality."""
     figure, panels = start(2)
     widths = list(dict.fromkeys(cell["alpha"] for cell in summary["cells"]))
-    for place, alpha in enumerate([*widths, None]):
+    for index, alpha in enumerate([*widths, None]):
         cells = [
             cell
             for cell in [*summary["cells"], *summary["baseline"]]
@@ -70,11 +70,11 @@ def draw_frontier(summary: dict[str, Any], path: Path) -> None:
         ]
         if not cells:
             continue
-        colour = "grey" if alpha is None else COLOURS[place % len(COLOURS)]
+        colour = "grey" if alpha is None else COLOURS[index % len(COLOURS)]
         label = "unrounded" if alpha is None else f"$\\alpha$ = {alpha:.3g}"
         x = [cell["samples"] for cell in cells]
         y = [cell["agreement_weights"] for cell in cells]
-        marker = MARKERS[place % 6]
+        marker = MARKERS[index % 6]
         panels[0].plot(x, y, marker, color=colour, label=label, markersize=5)
         if alpha is not None:
             panels[0].plot(x, [cell["product"] for cell in cells], "-", color=colour, lw=1)
@@ -90,13 +90,13 @@ def draw_frontier(summary: dict[str, Any], path: Path) -> None:
     panels[1].legend(frameon=False, fontsize=8)
     for panel in panels:
         panel.set_ylim(-0.02, 1.02)
-    told = summary["theory"]
+    reported = summary["theory"]
     finish(
         figure,
         path,
         "lines: exact product; dotted: Lemma 2.1 where not vacuous. Theorem "
-        f"{told['theorem']} asks for {told['samples']:.1e} samples "
-        f"(epsilon {told['epsilon']:g}, rho {told['rho']:g})",
+        f"{reported['theorem']} asks for {reported['samples']:.1e} samples "
+        f"(epsilon {reported['epsilon']:g}, rho {reported['rho']:g})",
     )
 
 
@@ -112,17 +112,17 @@ def draw_figure_two(summary: dict[str, Any], path: Path) -> None:
         cells = [cell for cell in summary["cells"] if cell["game"] == game]
         bars = (("return", "returns"), ("agreement", "agreements"), ("churn", ""))
         for panel, (key, single) in zip(panels[[0, 1, 3]], bars, strict=True):
-            for place, cell in enumerate(cells):
-                _bar(panel, place, cell, key, single)
+            for index, cell in enumerate(cells):
+                _bar(panel, index, cell, key, single)
             panel.set_xlim(-0.6, len(cells) - 0.4)
             panel.set_xticks(range(len(cells)))
             panel.set_xticklabels(
                 [cell["variant"].replace("_", "\n") for cell in cells], fontsize=6
             )
-        for place, cell in enumerate(cells):
+        for index, cell in enumerate(cells):
             if "gap_histogram" in cell:
                 histogram = cell["gap_histogram"]
-                colour = COLOURS[place % len(COLOURS)]
+                colour = COLOURS[index % len(COLOURS)]
                 panels[2].stairs(
                     histogram["shares"], histogram["edges"], color=colour, label=cell["variant"]
                 )
@@ -136,26 +136,26 @@ def draw_figure_two(summary: dict[str, Any], path: Path) -> None:
         if panels[2].has_data():
             panels[2].legend(frameon=False, fontsize=6)
     runs = [cell["runs"] for cell in summary["cells"]]
-    told = f"{min(runs)}" if min(runs) == max(runs) else f"{min(runs)} to {max(runs)}"
+    count = f"{min(runs)}" if min(runs) == max(runs) else f"{min(runs)} to {max(runs)}"
     steps = sorted({step for cell in summary["cells"] for step in cell.get("steps", [])})
     finish(
         figure,
         path,
-        f"{told} runs each of {' or '.join(f'{step:,}' for step in steps)} steps (the paper: 15 of "
-        "10,000,000); whiskers Student's 95%; ticks: ties broken at random",
+        f"{count} runs each of {' or '.join(f'{step:,}' for step in steps)} steps (the paper: 15 "
+        "of 10,000,000); whiskers Student's 95%; ticks: ties broken at random",
     )
 
 
-def _bar(panel: Any, place: int, cell: dict[str, Any], key: str, single: str) -> None:
+def _bar(panel: Any, index: int, cell: dict[str, Any], key: str, single: str) -> None:
     mean, error = cell.get(f"{key}_mean"), cell.get(f"{key}_se")
     if mean is None:
-        panel.text(place, 0, "missing", rotation=90, ha="center", va="bottom", fontsize=7)
+        panel.text(index, 0, "missing", rotation=90, ha="center", va="bottom", fontsize=7)
         return
     half = None if error is None else student_half(error, cell[f"{key}_degrees"])
     panel.bar(
-        place, mean, yerr=half, color=COLOURS[place % len(COLOURS)], width=0.7, capsize=2, alpha=0.8
+        index, mean, yerr=half, color=COLOURS[index % len(COLOURS)], width=0.7, capsize=2, alpha=0.8
     )
     values = cell.get(single, [])
-    panel.plot([place] * len(values), values, "o", color="black", markersize=2, alpha=0.6)
+    panel.plot([index] * len(values), values, "o", color="black", markersize=2, alpha=0.6)
     if key == "agreement":
-        panel.plot(place, cell["agreement_random_ties"], "_", color="black", markersize=14)
+        panel.plot(index, cell["agreement_random_ties"], "_", color="black", markersize=14)

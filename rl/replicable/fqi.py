@@ -304,7 +304,7 @@ def mean_returns(weights: np.ndarray, features: Features, episodes: int, seed: i
 
     Equal weights are played once.
     """
-    unique, place = np.unique(weights, axis=0, return_inverse=True)
+    unique, index = np.unique(weights, axis=0, return_inverse=True)
     shape = (len(unique), episodes, -1)
 
     def act(observations: np.ndarray) -> np.ndarray:
@@ -312,4 +312,4 @@ def mean_returns(weights: np.ndarray, features: Features, episodes: int, seed: i
 
     with one_thread():
         returns = episode_returns(act, cartpole(len(unique) * episodes), seed)
-    return returns.reshape(len(unique), episodes).mean(1)[place.reshape(-1)]
+    return returns.reshape(len(unique), episodes).mean(1)[index.reshape(-1)]

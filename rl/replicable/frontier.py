@@ -82,16 +82,16 @@ def run(config: LSVI | LSVIUCB, run_dir: RunDir) -> dict[str, Any]:
 
 def theory(config: LSVI | LSVIUCB, mdp: LinearMDP, core: CoreSet) -> dict[str, Any]:
     """What the theorem asks for, in the unit of the config's `samples`."""
-    asked = config.theory
-    told: dict[str, Any] = asked.model_dump()
+    requested = config.theory
+    reported: dict[str, Any] = requested.model_dump()
     d, horizon = mdp.dimension, mdp.horizon
     if isinstance(config, LSVI):
         total = samples_theorem_4_1(
-            asked.epsilon, asked.delta, asked.rho, d, core.leverage, horizon
+            requested.epsilon, requested.delta, requested.rho, d, core.leverage, horizon
         )
-        return {**told, "theorem": "4.1", "total": total, "samples": total / horizon}
-    total = samples_theorem_4_2(asked.epsilon, asked.delta, asked.rho, d, horizon)
-    return {**told, "theorem": "4.2", "total": total, "samples": total / config.rounds}
+        return {**reported, "theorem": "4.1", "total": total, "samples": total / horizon}
+    total = samples_theorem_4_2(requested.epsilon, requested.delta, requested.rho, d, horizon)
+    return {**reported, "theorem": "4.2", "total": total, "samples": total / config.rounds}
 
 
 def grid_widths(
@@ -104,15 +104,19 @@ def grid_widths(
     """
     if not isinstance(alpha, str):
         return alpha, alpha
-    asked, d, horizon = config.theory, mdp.dimension, mdp.horizon
+    requested, d, horizon = config.theory, mdp.dimension, mdp.horizon
     if isinstance(config, LSVI):
-        each = (asked.epsilon / (2 * horizon**2), asked.delta / horizon, asked.rho / horizon)
+        each = (
+            requested.epsilon / (2 * horizon**2),
+            requested.delta / horizon,
+            requested.rho / horizon,
+        )
         return ridge_bin(*each, d), None
     calls = 4 * horizon * config.rounds
-    shares = asked.delta / calls, asked.rho / calls
+    shares = requested.delta / calls, requested.rho / calls
     beta = config.beta or 1.0
-    accuracy = config.regularization**5 * (asked.epsilon / (beta * horizon)) ** 4
-    return ridge_bin(asked.epsilon / horizon, *shares, d), covariance_bin(accuracy, *shares, d)
+    accuracy = config.regularization**5 * (requested.epsilon / (beta * horizon)) ** 4
+    return ridge_bin(requested.epsilon / horizon, *shares, d), covariance_bin(accuracy, *shares, d)
 
 
 def _cell(

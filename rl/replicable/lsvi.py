@@ -83,15 +83,15 @@ def core_set(vectors: np.ndarray, tolerance: float = 0.01, steps: int = 100_000)
             if leverage[most] <= rank * (1 + tolerance) and nu.min(where=nu > 0, initial=1) > 1e-6:
                 break
             if leverage[most] - rank > rank - leverage[least]:
-                place = most
+                index = most
                 length = (leverage[most] / rank - 1) / (leverage[most] - 1)
             else:
-                place = least
+                index = least
                 length = all_of_it = -nu[least] / (1 - nu[least])
                 if leverage[least] > 1:
                     length = max(all_of_it, (leverage[least] / rank - 1) / (leverage[least] - 1))
             nu = (1 - length) * nu
-            nu[place] = max(0.0, nu[place] + length)
+            nu[index] = max(0.0, nu[index] + length)
             nu[nu < 1e-15] = 0.0
             nu /= nu.sum()
         else:
@@ -258,9 +258,9 @@ def _play(
     """Add the transitions of each replica's episodes to its counts `seen` [R, H, S, A, S']."""
     for r, draw in enumerate(generators):
         counts = mdp.episode_counts(policy[r], episodes, draw)
-        place = policy[r][..., None, None]
-        old = np.take_along_axis(seen[r], place, axis=2)
-        np.put_along_axis(seen[r], place, old + counts[:, :, None], axis=2)
+        index = policy[r][..., None, None]
+        old = np.take_along_axis(seen[r], index, axis=2)
+        np.put_along_axis(seen[r], index, old + counts[:, :, None], axis=2)
 
 
 def _statistics(
