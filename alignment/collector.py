@@ -19,11 +19,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from reprise.alignment import data
 from reprise.alignment.adapters import identity, save_plain, tensors
-from reprise.alignment.config import Offline, OnPolicy
+from reprise.alignment.config import Custom, Offline, OnPolicy
 from reprise.alignment.logprobs import score_completions
 from reprise.alignment.models import resolve_model
+from reprise.alignment.objectives import loss_function
 from reprise.alignment.policies import Policies
 from reprise.alignment.rewards.reward import Conversation, Rewards
+from reprise.rollout.functions import identity as identity_of_function
 from reprise.rollout.generate import (
     Sampler,
     SamplingRequest,
@@ -115,6 +117,10 @@ class Collector:
         self.policies, self.reward, self.tokenizer = policies, reward, policies.tokenizer
         self.streams, self.run_dir = policies.streams, run_dir
         self.autocast = bool(config.train.get("bf16", False))
+        self.objective: dict[str, str] = {}
+        if isinstance(config.objective, Custom):  # its file decides every policy but the first
+            path = config.objective.function
+            self.objective = {"objective": identity_of_function(path, loss_function(path))}
         self.engine: Any = None
         if self.sampling.vllm is not None and reward is not None:
             self.engine = _open_vllm(self.sampling, config.policy)
@@ -248,6 +254,7 @@ class Collector:
             "policy": identity(self.policies.current),
             "reward_model": self.reward.identity if self.reward else None,
             "random_state": {"seed": self.streams.seed, "stream": purpose},
+            **self.objective,
             "sampling": self.sampling.model_dump(),
         }
 

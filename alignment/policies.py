@@ -139,7 +139,9 @@ class Policies:
 def load(name: str, config: OnPolicy | Offline, device: torch.device) -> PreTrainedModel:
     """A policy without dropout, on its device; with LoRA, a base in its own precision.
 
-    With dropout, ln pi in training would not be the stored ln pi_k at the first step.
+    With dropout, ln pi in training would not be the stored ln pi_k at the first step. And no token
+    is padding to the embedding: there it would take no gradient, in a policy that was saved and
+    read back only, for saving writes the tokenizer's PAD into a config that had none.
     """
     lora = config.lora
     quantized = adapters.quantization_config(lora.quantization if lora else None)
@@ -153,4 +155,7 @@ def load(name: str, config: OnPolicy | Offline, device: torch.device) -> PreTrai
             module.attention_dropout, torch.nn.Module
         ):
             module.attention_dropout = 0.0
+    embedding = model.get_input_embeddings()
+    if isinstance(embedding, torch.nn.Embedding):
+        embedding.padding_idx = None
     return model.eval()

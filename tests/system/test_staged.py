@@ -7,7 +7,7 @@ import pytest
 from tests.system.commands import accelerate, launch
 from tests.system.kill_driver import KILLED, NEXT_PHASE, SMALL, unlike
 
-COLLECTING = {"generate", "RewardModel.score"}
+COLLECTING = {"complete", "RewardModel.score"}
 TRAINING = {"RoundTrainer.training_step", "AdamW.step"}
 
 
