@@ -47,6 +47,7 @@ def attach(base: PreTrainedModel, settings: LoRA, seed: int, checkpointing: bool
         BadInput: no matrix of the model has a name in `settings.target_modules`.
     """
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from transformers.pytorch_utils import Conv1D
 
     targets = settings.target_modules
     if settings.quantization is not None:
@@ -58,6 +59,7 @@ def attach(base: PreTrainedModel, settings: LoRA, seed: int, checkpointing: bool
         lora_dropout=0.0,
         bias="none",
         task_type="CAUSAL_LM",
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in base.modules()),  # GPT-2
     )
     with torch.random.fork_rng(), warnings.catch_warnings():
         torch.manual_seed(seed)
@@ -149,15 +151,16 @@ def adapter_state(adapted: nn.Module) -> dict[str, Tensor]:
 def identity(model: nn.Module) -> str:
     """SHA-256 of the weights that decide what the model says.
 
-    A policy whose B are all 0 is its base, and has its base's identity: a round drawn by pi_0 can
-    be replayed with an adapter and without.
+    A policy whose difference is 0 (every B; of an embedding, A) is its base, and has its base's
+    identity: a round drawn by pi_0 can be replayed with an adapter and without.
     """
     if isinstance(model, Reference):
         return weights_sha256(model.plain_state())
     if not is_adapted(model):
         return weights_sha256(model.state_dict())
     adapter = adapter_state(model)
-    if all(not t.any() for name, t in adapter.items() if ".lora_B." in name):
+    factors = [t for name, t in adapter.items() if ".lora_B." in name or "_embedding_A" in name]
+    if all(not factor.any() for factor in factors):
         adapter = {}
     return weights_sha256(plain_state(model) | adapter)
 

@@ -200,6 +200,7 @@ class Collector:
                 eos_ids=eos_ids(policy, self.tokenizer),
                 prompt_index=keys[part][to_sample],
                 stream=f"{purpose} tokens",
+                vocabulary=vocabulary_of(self.tokenizer),
             )
         )
         completion_ids, terminated = sampled.completion_ids, sampled.terminated
@@ -275,6 +276,11 @@ def eos_ids(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list
     configured = policy.generation_config.eos_token_id if policy.generation_config else None
     ids = configured if isinstance(configured, list) else [configured]
     return sorted({tokenizer.eos_token_id, *(token for token in ids if token is not None)})
+
+
+def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The first id without a token; those of an embedding with more rows come after it."""
+    return max(tokenizer.get_vocab().values()) + 1
 
 
 def stream_keys(rows: np.ndarray, prompts: int) -> tuple[np.ndarray, np.ndarray]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from reprise.alignment import docstrings
 from reprise.alignment.config import Data, Docstrings
+from reprise.alignment.conversations import prompt_and_answers, rendered
 from reprise.rollout.errors import BadInput
 
 if TYPE_CHECKING:
@@ -201,7 +202,8 @@ def _shape(
             f"{', '.join(rows.column_names)}. Name others with data.prompt_column and "
             "data.reference_column"
         )
-    kept = rows.select_columns(sorted(set(wanted.values())))
+    tools = {"tools"} & set(rows.column_names)
+    kept = rows.select_columns(sorted({*wanted.values(), *tools}))
     if data.name == "docstrings":  # text already, and `group` says which rows are related
         return rows.select_columns([*wanted, "group"])
     for index, row in enumerate(kept):
@@ -211,7 +213,10 @@ def _shape(
                     f"data.name={data.name!r}: row {index} has {row[column]!r} as {column!r}; "
                     "it should be text or a conversation: correct or drop the row"
                 )
-    shaped = Dataset.from_list([_as_text(row, wanted, tokenizer) for row in kept])
+    name = f"data.name={data.name!r}: row"
+    shaped = Dataset.from_list(
+        [_as_text(row, wanted, tokenizer, f"{name} {index}") for index, row in enumerate(kept)]
+    )
     for index, prompt in enumerate(shaped["prompt"]):
         if not prompt.strip():
             raise BadInput(
@@ -221,31 +226,22 @@ def _shape(
 
 
 def _as_text(
-    row: dict[str, Any], wanted: dict[str, str], tokenizer: PreTrainedTokenizerBase | None
+    row: dict[str, Any],
+    wanted: dict[str, str],
+    tokenizer: PreTrainedTokenizerBase | None,
+    where: str,
 ) -> dict[str, Any]:
-    """One row as text; messages keeps the prompt as it was, if it was a conversation.
-
-    UltraFeedback's answers are whole conversations that repeat the prompt: [user, assistant]. The
-    last message is the answer and what comes before it is the prompt.
-    """
-    prompt = row[wanted["prompt"]]
+    """One row as text; messages keeps the prompt as it was, if it was a conversation."""
     answers = {new: row[old] for new, old in wanted.items() if new != "prompt"}
-    conversation: list[dict[str, str]] | None = prompt if isinstance(prompt, list) else None
-    for new, answer in answers.items():
-        if isinstance(answer, list):
-            conversation = conversation or answer[:-1] or None
-            answers[new] = answer[-1]["content"]
-    if conversation is not None:
-        templated = getattr(tokenizer, "chat_template", None)
-        if templated:
-            assert tokenizer is not None
-            prompt = tokenizer.apply_chat_template(
-                conversation, tokenize=False, add_generation_prompt=True
-            )
-        else:
-            prompt = "\n\n".join(message["content"] for message in conversation) + "\n\n"
-        return {"prompt": prompt, **answers, "messages": conversation}
-    return {"prompt": prompt, **answers}
+    prompt = row[wanted["prompt"]]
+    conversation, texts = prompt_and_answers(prompt, answers, where)
+    if conversation is None:
+        return {"prompt": prompt, **texts}
+    if getattr(tokenizer, "chat_template", None):
+        prompt = rendered(tokenizer, conversation, row.get("tools"), where)
+    else:
+        prompt = "\n\n".join(message["content"] for message in conversation) + "\n\n"
+    return {"prompt": prompt, **texts, "messages": conversation}
 
 
 # --- token ids ---------------------------------------------------------------------------------
@@ -295,8 +291,10 @@ def tokenize_answers(
 ) -> tuple[list[list[int]], list[bool]]:
     """Token ids of answers, and whether each is complete.
 
-    A complete answer ends with EOS; one cut at `max_tokens` does not: EOS present iff complete.
+    A complete answer ends with EOS, once, also where its text has it already; one cut at
+    `max_tokens` does not: EOS present iff complete.
     """
     encoded = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)
-    whole = [[*ids, tokenizer.eos_token_id] for ids in encoded["input_ids"]]
+    eos = tokenizer.eos_token_id
+    whole = [[*(ids[:-1] if ids[-1:] == [eos] else ids), eos] for ids in encoded["input_ids"]]
     return [ids[:max_tokens] for ids in whole], [len(ids) <= max_tokens for ids in whole]

@@ -227,14 +227,13 @@ def _first_line(error: Exception) -> str:
 
 
 def _refuse_mismatch(info: Mapping[str, Any], what: str) -> None:
+    found = {
+        "missing": info.get("missing_keys"),
+        "unexpected": [k for k in info.get("unexpected_keys") or () if not _BUFFER.search(str(k))],
+        "of another shape": info.get("mismatched_keys"),
+    }
     problems = [
-        f"{title} {', '.join(sorted(map(str, info.get(field) or ()))[:8])}"
-        for title, field in (
-            ("missing", "missing_keys"),
-            ("unexpected", "unexpected_keys"),
-            ("of another shape", "mismatched_keys"),
-        )
-        if info.get(field)
+        f"{title} {', '.join(sorted(map(str, keys))[:8])}" for title, keys in found.items() if keys
     ]
     if problems:
         raise BadInput(
@@ -308,16 +307,20 @@ def reward_model_from(policy: PreTrainedModel, seed: int, extra_layers: int = 0)
     settings = policy.config.to_dict()
     for labels in ("id2label", "label2id", "layer_types"):
         settings.pop(labels, None)
-    settings["num_hidden_layers"] += extra_layers
+    depth = policy.config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
+    settings[depth] += extra_layers
     config = type(policy.config).from_dict({**settings, "num_labels": 1})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForSequenceClassification.from_config(config, dtype=policy.dtype)
-    added = model.base_model.layers[len(model.base_model.layers) - extra_layers :]
     with torch.no_grad():
-        for layer in added:
+        for layer in _last_layers(model, extra_layers) if extra_layers else ():
             outputs = [p for name, p in layer.named_parameters() if _OUTPUT.search(name)]
-            assert outputs, f"unknown layer {type(layer).__name__}"
+            if not outputs or (not hasattr(layer, "attention") and not hasattr(layer, "self_attn")):
+                raise BadInput(
+                    f"extra_layers={extra_layers}: layers of {policy.config.model_type} are not "
+                    "known here; set extra_layers=0, or start from a Llama or a GPT-NeoX"
+                )
             for parameter in outputs:
                 parameter.zero_()
             _attend_to_like(layer, model.config)
@@ -325,6 +328,17 @@ def reward_model_from(policy: PreTrainedModel, seed: int, extra_layers: int = 0)
     model.base_model.load_state_dict({**body, **policy.base_model.state_dict()}, strict=True)
     torch.nn.init.zeros_(model.score.weight)
     return model
+
+
+def _last_layers(model: PreTrainedModel, count: int) -> list[torch.nn.Module]:
+    """The last blocks of a model's body, whatever it calls their list."""
+    depth = model.config.num_hidden_layers
+    lists = [
+        module
+        for module in model.base_model.modules()
+        if isinstance(module, torch.nn.ModuleList) and len(module) == depth
+    ]
+    return list(lists[0])[depth - count :] if lists else [torch.nn.Identity()]
 
 
 def _attend_to_like(layer: torch.nn.Module, config: Any) -> None:
@@ -338,11 +352,13 @@ def _attend_to_like(layer: torch.nn.Module, config: Any) -> None:
         fused = layer.attention.query_key_value.weight.view(heads, 3, -1, config.hidden_size)
         fused[:, 0] *= LIKENESS
         fused[:, 1] = fused[:, 0]
-    elif config.num_key_value_heads == heads:
+    elif getattr(config, "num_key_value_heads", None) == heads:
         layer.self_attn.q_proj.weight *= LIKENESS
         layer.self_attn.k_proj.weight.copy_(layer.self_attn.q_proj.weight)
 
 
+# Constants that older versions of transformers saved among the weights.
+_BUFFER = re.compile(r"\.(masked_bias|attn\.bias|attention\.bias|rotary_emb\.inv_freq)$")
 LIKENESS = 3.0
 # Matrices through which attention and the feed-forward part write to the residual stream.
 _OUTPUT = re.compile(r"(attention\.dense|mlp\.dense_4h_to_h|self_attn\.o_proj|mlp\.down_proj)\.")

@@ -128,6 +128,11 @@ class _Loop:
     def update(self, k: int, completions: Completions, pairs: Pairs, targets: Targets) -> None:
         """Train the policy on D_k, and log what the round did to it."""
         config, policies, started = self.config, self.policies, time.monotonic()
+        if not targets.weight.any():
+            self.run_dir.say(
+                f"warning: round {k + 1}: no pair carries a preference (equal rewards, or equal "
+                "texts): the loss is 0 and the policy stays; look at the reward"
+            )
         order = order_of_round(pairs, config, self.streams, k)
         steps = update(
             policies.current,

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from reprise.alignment import adapters
 from reprise.alignment.config import Offline, OnPolicy
+from reprise.alignment.limits import check_tokenizer, without_dropout
 from reprise.alignment.models import (
     load_policy,
     load_tokenizer,
@@ -55,8 +56,14 @@ class Policies:
         self.current: Any = None
 
     def load_initial(self) -> PreTrainedModel:
-        """The model that `policy` names; it is pi_0 once `start_from` has it."""
-        return load(self.config.policy, self.config, self.device)
+        """The model that `policy` names; it is pi_0 once `start_from` has it.
+
+        Raises:
+            BadInput: its tokenizer has tokens that it has no row for.
+        """
+        model = load(self.config.policy, self.config, self.device)
+        check_tokenizer(model, self.tokenizer, f"policy={self.config.policy!r}")
+        return model
 
     def start_from(self, initial: PreTrainedModel | None) -> None:
         """Set pi_0, and pi_k to the newest policy that was saved.
@@ -148,13 +155,7 @@ def load(name: str, config: OnPolicy | Offline, device: torch.device) -> PreTrai
     dtype = lora.base_dtype if lora else "float32"
     model = load_policy(name, "policy", dtype, config.attention, **quantized)
     model = model if quantized else model.to(device)
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        if hasattr(module, "attention_dropout") and not isinstance(
-            module.attention_dropout, torch.nn.Module
-        ):
-            module.attention_dropout = 0.0
+    without_dropout(model)
     embedding = model.get_input_embeddings()
     if isinstance(embedding, torch.nn.Embedding):
         embedding.padding_idx = None

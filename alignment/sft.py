@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from reprise.alignment.collector import eos_ids, vocabulary_of
 from reprise.alignment.config import SFT
 from reprise.alignment.data import load_prompts, tokenize_answers, tokenize_prompts
 from reprise.alignment.evaluate import rouge_l
+from reprise.alignment.limits import check_length, check_tokenizer
 from reprise.alignment.logprobs import completion_logprobs, pad_completions
 from reprise.alignment.models import (
     load_policy,
@@ -71,6 +73,7 @@ def run(config: SFT, run_dir: RunDir) -> dict[str, Any]:
     measured = encode(heldout, tokenizer, config)
     if not final.is_dir():
         examples = encode(training, tokenizer, config)
+        _check(policy, tokenizer, examples, measured, config)
         _train(policy, tokenizer, examples, measured, config, run_dir, streams)
         save_final(policy, tokenizer, run_dir)
     policy.eval()
@@ -112,6 +115,26 @@ def encode(rows: Dataset, tokenizer: PreTrainedTokenizerBase, config: Any) -> Ex
         [texts[row] for row in kept],
         [references[row] for row in kept],
     )
+
+
+def _check(
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Examples,
+    measured: Examples,
+    config: SFT,
+) -> None:
+    """Refuse what the model cannot take, before it is trained."""
+    what = f"model={config.model!r}" if config.model else "from_scratch"
+    check_tokenizer(policy, tokenizer, what)
+    learned = [
+        len(prompt) + len(answer)
+        for some in (examples, measured)
+        for prompt, answer in zip(some.prompt_ids, some.completion_ids, strict=True)
+    ]
+    written = [len(prompt) + config.max_completion_tokens for prompt in measured.prompt_ids]
+    remedy = "lower max_prompt_tokens (with on_long_prompt truncate or drop), max_completion_tokens"
+    check_length(policy, max(learned + written), what, remedy)
 
 
 def _train(
@@ -249,7 +272,8 @@ def write(
         sampling,
         streams,
         round_index=round_index,
-        eos_ids=tokenizer.eos_token_id,
+        eos_ids=eos_ids(policy, tokenizer),
+        vocabulary=vocabulary_of(tokenizer),
         on_batch=on_batch,
     )
     texts = tokenizer.batch_decode(

@@ -72,6 +72,7 @@ class SamplingRequest:
         eos_ids: token or tokens that end a completion.
         prompt_index: keys each prompt's stream; its row here unless given.
         stream: name of the data streams, so that training and evaluation draw apart.
+        vocabulary: ids from this one on have no token, and are never drawn; None: all have one.
     """
 
     prompt_ids: Sequence[Sequence[int] | np.ndarray]
@@ -81,6 +82,7 @@ class SamplingRequest:
     eos_ids: int | Sequence[int]
     prompt_index: Sequence[int] | np.ndarray | None = None
     stream: str = "tokens"
+    vocabulary: int | None = None
 
     @property
     def keys(self) -> list[int]:
@@ -165,7 +167,7 @@ def complete(
                 model,
                 [prompts[row] for row in rows],
                 torch.as_tensor(uniforms.reshape(-1, sampling.max_new_tokens), device=device),
-                sampling,
+                request,
                 eos,
             )
             flat = [(row, sample) for row in rows for sample in samples]
@@ -292,14 +294,18 @@ def filtered(logits: Tensor, sampling: Sampling) -> Tensor:
 
 
 def _decode(
-    model: nn.Module, prompts: list[Tensor], uniforms: Tensor, sampling: Sampling, eos: Tensor
+    model: nn.Module,
+    prompts: list[Tensor],
+    uniforms: Tensor,
+    request: SamplingRequest,
+    eos: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Decode one batch: tokens [B, <= T], the place of each row's EOS [B], -1 where none, and, if
     `sampling.logprobs`, ln p of each row at temperature 1 [B], float64.
 
     `uniforms` [B, T] holds the samples of the first prompt, then those of the second, and so on.
     """
-    (rows, steps), device = uniforms.shape, uniforms.device
+    (rows, steps), device, sampling = uniforms.shape, uniforms.device, request.sampling
     repeat = torch.arange(len(prompts), device=device).repeat_interleave(rows // len(prompts))
     logits, cache, mask, positions = _prefill(model, prompts, steps, device)
     prompt_length = mask.shape[1] - steps
@@ -312,7 +318,8 @@ def _decode(
     spoken = torch.zeros((rows,), dtype=torch.float64, device=device)
     batch = torch.arange(rows, device=device)  # rows still in the batch
     for step in range(steps):
-        drawn = sample_tokens(logits, uniforms[batch, step], sampling)
+        # Ids without a token stand last; an embedding is often padded to a round number of rows.
+        drawn = sample_tokens(logits[:, : request.vocabulary], uniforms[batch, step], sampling)
         tokens[batch, step] = drawn
         if sampling.logprobs:
             own = logits.float().log_softmax(-1).gather(1, drawn[:, None])[:, 0]
@@ -391,6 +398,21 @@ def _batches(lengths: list[int], sampling: Sampling) -> Iterator[tuple[list[int]
             yield order[start : start + at_once], list(range(first, min(first + size, n)))
 
 
+def rows_of(model: nn.Module) -> int:
+    """Token ids that a model has an embedding for; one with LoRA has its base's."""
+    embedding = model.get_input_embeddings()
+    return getattr(embedding, "base_layer", embedding).weight.shape[0]
+
+
+def positions_of(config: Any) -> int | None:
+    """Tokens of the longest text that a model is made for; None: it sets no limit."""
+    settings = config.get_text_config()
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
+        if (found := getattr(settings, name, None)) and not getattr(settings, "alibi", False):
+            return int(found)
+    return None
+
+
 def check_prompts(
     model: nn.Module, prompts: Sequence[Tensor | np.ndarray], sampling: Sampling
 ) -> None:
@@ -399,8 +421,7 @@ def check_prompts(
     Raises:
         BadInput: see `generate`; the message has the prompt's row in `prompts`.
     """
-    vocabulary = model.get_input_embeddings().num_embeddings
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    vocabulary, positions = rows_of(model), positions_of(model.config)
     for row, prompt in enumerate(prompts):
         if len(prompt) == 0:
             raise BadInput(

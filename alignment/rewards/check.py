@@ -26,12 +26,15 @@ from transformers import PreTrainedTokenizerBase
 from reprise.alignment.collector import Prompts
 from reprise.alignment.config import Offline, OnPolicy
 from reprise.alignment.data import tokenize_answers, tokenize_prompts
+from reprise.alignment.limits import check_length
 from reprise.alignment.policies import Policies
 from reprise.alignment.rewards.reward import Conversation, RewardModel, Rewards
 from reprise.rollout.errors import BadInput
 from reprise.rollout.run.run_dir import RunDir
 
 PROBES = ("A short answer.", "Another one, which ends in another token and is longer")
+LONGEST = 256  # prompts whose length in the reward model's own tokens is looked at
+NOTHING = np.zeros(0, dtype=np.int32)
 TOLERANCE, TOLERANCE_BF16 = 1e-3, 0.1  # of a score under padding, relative to 1 + |score|
 
 
@@ -45,6 +48,19 @@ def checked_rewards(
     """
     bf16 = bool(config.train.get("bf16", False))
     rewards = Rewards(config.reward, policies.tokenizer, config.attention, policies.device, bf16)
+    for _, term in rewards.terms:
+        if isinstance(term, RewardModel):
+            longest = np.argsort([-len(ids) for ids in prompts.ids], kind="stable")[:LONGEST]
+            read = [
+                len(term.input_ids(prompts.ids[row], NOTHING, False, prompts.conversations[row]))
+                for row in longest
+            ]
+            check_length(
+                term.model,
+                max(read) + config.sampling.max_new_tokens,
+                f"reward.model={term.source.model!r}",
+                "lower sampling.max_prompt_tokens and on_long_prompt=drop, or max_new_tokens",
+            )
     ranked = check_rewards(rewards, prompts.ids, prompts.conversations)
     if ranked is not None:
         run_dir.say(f"reward: {ranked:.0%} of the known pairs are ranked right")

@@ -18,6 +18,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from reprise.alignment.config import Reward
+from reprise.alignment.limits import check_tokenizer
 from reprise.alignment.models import load_reward_model, load_tokenizer, weights_sha256
 from reprise.alignment.rewards.config import RewardTerm
 from reprise.alignment.rewards.remote import RemoteReward
@@ -165,6 +166,7 @@ class RewardModel:
             trust_remote_code=source.trust_remote_code,
             revision=source.revision,
         )
+        check_tokenizer(self.model, self.tokenizer, f"reward.model={source.model!r}")
         self.model.config.pad_token_id = self.tokenizer.pad_token_id
         self.model.to(device).eval()
         self.shares_vocabulary = self.tokenizer.get_vocab() == policy_tokenizer.get_vocab()
@@ -205,9 +207,9 @@ class RewardModel:
         else:
             question = self.policy_tokenizer.decode(prompt, skip_special_tokens=True)
             ids = self.tokenizer(question + answer)["input_ids"]
-            if ids[-1] == self.tokenizer.eos_token_id:
+            if ids and ids[-1] == self.tokenizer.eos_token_id:
                 ids = ids[:-1]  # some tokenizers close every text, a cut one too
-            if terminated:
+            if terminated or not ids:
                 ids = [*ids, self.tokenizer.eos_token_id]
         return np.asarray(ids, dtype=np.int64)
 

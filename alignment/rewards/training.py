@@ -28,6 +28,7 @@ from reprise.alignment.data import (
     tokenize_answers,
     tokenize_prompts,
 )
+from reprise.alignment.limits import check_length, check_tokenizer
 from reprise.alignment.models import (
     load_policy,
     load_reward_model,
@@ -77,6 +78,16 @@ def run(config: RewardTraining, run_dir: RunDir) -> dict[str, Any]:
         )
         model.set_attn_implementation(config.attention)
         model.config.pad_token_id = tokenizer.pad_token_id
+        what = f"model={config.model!r}"
+        check_tokenizer(model, tokenizer, what)
+        sequences = [
+            *training.chosen_ids,
+            *training.rejected_ids,
+            *heldout.chosen_ids,
+            *heldout.rejected_ids,
+        ]
+        remedy = "lower max_prompt_tokens (with on_long_prompt truncate or drop)"
+        check_length(model, max(map(len, sequences)), what, remedy)
         _train(model, tokenizer, training, heldout, config, run_dir, streams)
         save_final(model, tokenizer, run_dir)
     model.eval()

@@ -171,12 +171,32 @@ def make_training_arguments(
         made = TrainingArguments(**arguments)
     except (ValueError, ImportError) as error:
         raise BadInput(f"train: transformers.TrainingArguments refuses it: {error}") from error
+    _check_scheduler(made)
     if made.eval_strategy != "no":
         raise BadInput(
             f"train.eval_strategy={arguments['eval_strategy']!r}: every experiment measures itself "
             "on held-out data, and the Trainer is given none; leave it out"
         )
     return made
+
+
+def _check_scheduler(arguments: TrainingArguments) -> None:
+    """Build the schedule for a few steps: what it lacks is told before any data are made."""
+    import torch
+    from transformers import get_scheduler
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    kind, kwargs = arguments.lr_scheduler_type, arguments.lr_scheduler_kwargs
+    if str(getattr(kind, "value", kind)) == "reduce_lr_on_plateau":
+        return  # it follows held-out metrics, which nothing gives it
+    try:
+        get_scheduler(kind, optimizer, 1, 10, scheduler_specific_kwargs=dict(kwargs or {}))
+    except (TypeError, ValueError, KeyError) as error:
+        raise BadInput(
+            f"train.lr_scheduler_type={getattr(kind, 'value', kind)!r} with lr_scheduler_kwargs="
+            f"{kwargs or {}}: {error}; give what it needs in train.lr_scheduler_kwargs, or take "
+            "another schedule"
+        ) from error
 
 
 def _fits(value: Any, annotation: str) -> bool:

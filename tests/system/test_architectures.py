@@ -1,7 +1,7 @@
-"""Saving and reading a policy back changes nothing: one process and one for each phase end alike.
+"""Policies of many architectures: read back they train alike, and each goes through all trainings.
 
-Policies of six kinds, with and without a PAD token in their config, where PAD is a token that
-occurs in the text: an embedding that takes it for padding would not learn it.
+One process and one for each phase end alike, also where the config names no PAD and PAD is a token
+that occurs in the text: an embedding that takes it for padding would not learn it.
 """
 
 import json
@@ -10,6 +10,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from reprise.alignment import models
+from reprise.launch.run import execute
 from tests.system.kill_driver import NEXT_PHASE
 
 SIZES = {
@@ -49,11 +51,10 @@ def policy(lab, kind, pad, folder):
     return folder
 
 
-@pytest.mark.parametrize("pad", [False, True], ids=["no-pad-id", "pad-id"])
-@pytest.mark.parametrize("kind", SIZES)
+@pytest.mark.parametrize(("kind", "pad"), [*((kind, False) for kind in SIZES), ("llama", True)])
 def test_a_policy_read_back_trains_as_the_one_in_memory(running, llama_lab, tmp_path, kind, pad):
     settings = llama_lab.config(
-        rounds=3, objective={"name": "rdrc", "gamma": 0.1, "reference": "previous", "gamma_c": 0.1}
+        rounds=2, objective={"name": "rdrc", "gamma": 0.1, "reference": "previous", "gamma_c": 0.1}
     )
     settings["policy"] = str(policy(llama_lab, kind, pad, tmp_path / "policy"))
     file = tmp_path / "config.json"
@@ -70,3 +71,72 @@ def test_a_policy_read_back_trains_as_the_one_in_memory(running, llama_lab, tmp_
         for name in ("whole", "staged")
     ]
     assert hashes[0] == hashes[1]
+
+
+# -- every architecture through every kind of training ---------------------------------------------
+
+MORE = {
+    "bloom": {"n_layer": 2, "n_head": 2, "hidden_size": 16},
+    "falcon": {**COMMON, "alibi": False, "max_position_embeddings": 64},
+    "qwen3": {**COMMON, "num_key_value_heads": 2, "intermediate_size": 32, "head_dim": 8},
+    "mistral": {**COMMON, "num_key_value_heads": 2, "intermediate_size": 32},
+    "gemma3_text": {**COMMON, "num_key_value_heads": 2, "intermediate_size": 32, "head_dim": 8},
+    "phi": {**COMMON, "intermediate_size": 32},
+}
+TRAIN = {"learning_rate": 1e-2, "per_device_train_batch_size": 4, "save_strategy": "no"}
+
+
+def small(kind, lab, folder):
+    """A tiny policy of an architecture, with its own defaults for dropout and padding."""
+    tokenizer = AutoTokenizer.from_pretrained(lab.policy)
+    settings = MORE.get(kind) or (SIZES[kind] if kind == "gpt2" else {**COMMON, **SIZES[kind]})
+    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": None, "bos_token_id": None}
+    config = AutoConfig.for_model(kind, vocab_size=len(tokenizer) + 9, **ids, **settings)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def preferences(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("preferences")
+    words = "get set read write file name value list".split()
+    for split in ("train", "test"):
+        rows = [
+            {"prompt": f"{a} {b}:", "chosen": f" {a} {b}.", "rejected": f" {b}"}
+            for a in words
+            for b in words[:3]
+        ]
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"{split}.jsonl").write_text(lines)
+    return folder
+
+
+@pytest.mark.parametrize("kind", [*SIZES, *MORE])
+def test_an_architecture_goes_through_all_of_it(llama_lab, preferences, tmp_path, kind):
+    start = small(kind, llama_lab, tmp_path / "start")
+    common = {"data": {"name": str(preferences)}, "heldout": 4, "batch_size": 8, "train": TRAIN}
+    common |= {"max_prompt_tokens": 24, "max_completion_tokens": 8, "attention": "eager"}
+
+    def made(name, **config):
+        file = tmp_path / f"{name}.json"
+        file.write_text(json.dumps(config))
+        execute(file, out=tmp_path / name)
+        return json.loads((tmp_path / name / "summary.json").read_text())
+
+    sft = made("sft", experiment="alignment.sft", model=str(start), **common)
+    reward = made(
+        "reward", experiment="alignment.reward_training", model=str(tmp_path / "sft"), **common
+    )
+    assert sft["parameters"] > 0 and 0 <= reward["accuracy"] <= 1
+    policy = {"policy": str(tmp_path / "sft"), "reward": {"model": str(tmp_path / "reward")}}
+    policy["data"] = {"name": str(preferences)}
+    settings = llama_lab.config(rounds=1, evaluation={"prompts": 4, "bootstrap": 100}) | policy
+    full = made("full", **settings)
+    adapted = made("adapted", **settings, lora={"rank": 2})
+    assert full["weights_sha256"] != sft["weights_sha256"] != adapted["weights_sha256"]
+    for name in ("full", "adapted"):
+        read = AutoModelForCausalLM.from_pretrained(tmp_path / name / "checkpoints/final")
+        found = models.weights_sha256(read.state_dict())
+        assert found == {"full": full, "adapted": adapted}[name]["weights_sha256"]
