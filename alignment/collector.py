@@ -17,7 +17,6 @@ import numpy as np
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from reprise.alignment import data
 from reprise.alignment.adapters import identity, save_plain, tensors
 from reprise.alignment.config import Custom, Offline, OnPolicy
 from reprise.alignment.logprobs import score_completions
@@ -25,15 +24,11 @@ from reprise.alignment.models import resolve_model
 from reprise.alignment.objectives import loss_function
 from reprise.alignment.policies import Policies
 from reprise.alignment.rewards.reward import Conversation, Rewards
+from reprise.alignment.text import data
 from reprise.rollout.functions import identity as identity_of_function
-from reprise.rollout.generate import (
-    Sampler,
-    SamplingRequest,
-    check_prompts,
-    complete,
-    sampling_model,
-)
+from reprise.rollout.generate import complete, sampling_model
 from reprise.rollout.randomness import Streams
+from reprise.rollout.requests import Sampler, SamplingRequest, check_prompts
 from reprise.rollout.run.run_dir import RunDir
 from reprise.rollout.run.settings import Sampling
 from reprise.rollout.store import RoundStore, shard_rows
@@ -263,10 +258,10 @@ class Collector:
 def _open_vllm(sampling: Sampling, policy: str) -> Any:
     assert sampling.vllm is not None
     if sampling.vllm.mode == "colocate":
-        from reprise.rollout.vllm_colocated import ColocatedVLLM
+        from reprise.rollout.engines.vllm_colocated import ColocatedVLLM
 
         return ColocatedVLLM(sampling.vllm, sampling, resolve_model(policy, "policy"))
-    from reprise.rollout.vllm import VLLMServer
+    from reprise.rollout.engines.vllm import VLLMServer
 
     return VLLMServer(sampling.vllm, sampling)
 

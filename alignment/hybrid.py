@@ -28,7 +28,7 @@ from reprise.alignment.theory.design import preferential_design
 from reprise.rollout.draws import binomial, categorical
 from reprise.rollout.errors import BadInput
 from reprise.rollout.files import write_bytes
-from reprise.rollout.generate import SamplingRequest
+from reprise.rollout.requests import SamplingRequest
 from reprise.rollout.run.run_dir import RunDir
 
 FILE = "design.npz"

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from reprise.rollout.errors import BadInput
-from reprise.rollout.generate import positions_of, rows_of
+from reprise.rollout.requests import positions_of, rows_of
 
 
 def check_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, what: str) -> None:

@@ -20,7 +20,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from reprise.alignment.collector import eos_ids, vocabulary_of
 from reprise.alignment.config import SFT
-from reprise.alignment.data import load_prompts, tokenize_answers, tokenize_prompts
 from reprise.alignment.evaluate import rouge_l
 from reprise.alignment.limits import check_length, check_tokenizer
 from reprise.alignment.logprobs import completion_logprobs, pad_completions
@@ -31,6 +30,7 @@ from reprise.alignment.models import (
     train_tokenizer,
     weights_sha256,
 )
+from reprise.alignment.text.data import load_prompts, tokenize_answers, tokenize_prompts
 from reprise.alignment.training.supervised import Task, fit, save_final, training_order
 from reprise.alignment.training.trainer import Batch
 from reprise.rollout.generate import generate

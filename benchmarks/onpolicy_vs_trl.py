@@ -248,7 +248,8 @@ def make_models_and_prompts(folder: Path) -> None:
 
 def link_models_and_prompts(folder: Path, runs: Path) -> None:
     """The policy and the reward model of finished runs, and the prompts they were trained for."""
-    from reprise.alignment import data, models
+    from reprise.alignment import models
+    from reprise.alignment.text import data
     from reprise.launch.config import load
 
     for name, run in (("policy", "sft"), ("reward", "reward_model")):

@@ -25,10 +25,10 @@ from transformers import PreTrainedTokenizerBase
 
 from reprise.alignment.collector import Prompts
 from reprise.alignment.config import Offline, OnPolicy
-from reprise.alignment.data import tokenize_answers, tokenize_prompts
 from reprise.alignment.limits import check_length
 from reprise.alignment.policies import Policies
 from reprise.alignment.rewards.reward import Conversation, RewardModel, Rewards
+from reprise.alignment.text.data import tokenize_answers, tokenize_prompts
 from reprise.rollout.errors import BadInput
 from reprise.rollout.run.run_dir import RunDir
 

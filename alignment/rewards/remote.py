@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from reprise.alignment.rewards.config import RewardTerm
+from reprise.rollout.engines.json_server import JsonServer
 from reprise.rollout.errors import BadInput
-from reprise.rollout.json_server import JsonServer
 
 
 class RemoteReward:

@@ -21,13 +21,6 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from reprise.alignment.config import RewardTraining
-from reprise.alignment.data import (
-    has_preferences,
-    load_preferences,
-    load_prompts,
-    tokenize_answers,
-    tokenize_prompts,
-)
 from reprise.alignment.limits import check_length, check_tokenizer
 from reprise.alignment.models import (
     load_policy,
@@ -38,6 +31,13 @@ from reprise.alignment.models import (
 )
 from reprise.alignment.rewards.corruptions import Corruptor
 from reprise.alignment.sft import EVALUATION_BATCH, write
+from reprise.alignment.text.data import (
+    has_preferences,
+    load_preferences,
+    load_prompts,
+    tokenize_answers,
+    tokenize_prompts,
+)
 from reprise.alignment.training.supervised import Task, fit, save_final, training_order
 from reprise.alignment.training.trainer import Batch
 from reprise.rollout.randomness import Streams

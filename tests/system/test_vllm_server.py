@@ -17,14 +17,14 @@ from pydantic import TypeAdapter
 
 from reprise.alignment import models, on_policy
 from reprise.alignment.config import OnPolicy
-from reprise.rollout import json_server
-from reprise.rollout.generate import SamplingRequest, check_prompts
+from reprise.rollout.engines import json_server
+from reprise.rollout.engines.vllm import VLLMServer
 from reprise.rollout.randomness import Streams
+from reprise.rollout.requests import SamplingRequest, check_prompts
 from reprise.rollout.run.remote import OutageError
 from reprise.rollout.run.run_dir import RunDir
 from reprise.rollout.run.settings import VLLM, Sampling
 from reprise.rollout.store import RoundStore
-from reprise.rollout.vllm import VLLMServer
 
 
 class Handler(http.server.BaseHTTPRequestHandler):

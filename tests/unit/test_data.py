@@ -5,9 +5,10 @@ import json
 import datasets
 import pytest
 
-from reprise.alignment import docstrings, models
+from reprise.alignment import models
 from reprise.alignment.config import Data
-from reprise.alignment.data import (
+from reprise.alignment.text import docstrings
+from reprise.alignment.text.data import (
     load_preferences,
     load_prompts,
     tokenize_answers,

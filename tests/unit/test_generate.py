@@ -18,8 +18,9 @@ from transformers import (
 )
 from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
 
-from reprise.rollout.generate import Generated, filtered, generate, sample_tokens, sampling_model
+from reprise.rollout.generate import filtered, generate, sample_tokens, sampling_model
 from reprise.rollout.randomness import Streams
+from reprise.rollout.requests import Generated
 from reprise.rollout.run.settings import Sampling
 
 VOCABULARY = 40

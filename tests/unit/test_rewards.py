@@ -14,7 +14,7 @@ from reprise.alignment import models
 from reprise.alignment.config import Reward
 from reprise.alignment.rewards.check import check_rewards
 from reprise.alignment.rewards.reward import Rewards
-from reprise.rollout import json_server
+from reprise.rollout.engines import json_server
 from reprise.rollout.run.remote import OutageError
 from tests.unit.foreign_reward import foreign_reward
 

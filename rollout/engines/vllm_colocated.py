@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from reprise.rollout.engines.vllm import Weights, request_seeds
 from reprise.rollout.errors import BadInput
-from reprise.rollout.generate import Generated, SamplingRequest
+from reprise.rollout.requests import Generated, SamplingRequest
 from reprise.rollout.run.settings import VLLM, Sampling
-from reprise.rollout.vllm import Weights, request_seeds
 
 
 class ColocatedVLLM:

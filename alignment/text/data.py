@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from reprise.alignment import docstrings
 from reprise.alignment.config import Data, Docstrings
-from reprise.alignment.conversations import prompt_and_answers, rendered
+from reprise.alignment.text import docstrings
+from reprise.alignment.text.conversations import prompt_and_answers, rendered
 from reprise.rollout.errors import BadInput
 
 if TYPE_CHECKING:

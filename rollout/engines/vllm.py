@@ -41,10 +41,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from reprise.rollout.engines.json_server import JsonServer
 from reprise.rollout.errors import BadInput
 from reprise.rollout.files import atomic_directory
-from reprise.rollout.generate import Generated, SamplingRequest
-from reprise.rollout.json_server import JsonServer
+from reprise.rollout.requests import Generated, SamplingRequest
 from reprise.rollout.run.remote import OutageError
 from reprise.rollout.run.settings import VLLM, Sampling
 

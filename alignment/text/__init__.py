@@ -1,0 +1,1 @@
+"""Text: data sets, conversations, and what is made of installed packages."""
