@@ -65,7 +65,7 @@ CALLS = [
     "reprise.alignment.on_policy:make_targets",
     "reprise.alignment.policies:remove_update_checkpoints",
     "reprise.alignment.policies:weights_sha256",
-    "reprise.alignment.training.checkpoints:mark_complete",
+    "reprise.alignment.training.trainer:mark_complete",
     "reprise.alignment.training.update:RoundTrainer.training_step",
     "reprise.alignment.training.update:RoundTrainer._save_checkpoint",
     "transformers:Trainer._save_checkpoint",

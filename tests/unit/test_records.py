@@ -13,8 +13,8 @@ from reprise.launch.tables.claims import verdicts
 from reprise.launch.tables.evidence import files_read
 from reprise.launch.tables.render import as_values, make, markdown, render
 from reprise.launch.tables.sweep import directory_of
+from reprise.rollout.files import seal_of
 from reprise.rollout.run.intervals import bootstrap, interquartile_mean, student, student_half
-from reprise.rollout.run.run_dir import summary_seal
 
 CONFIG = "paper/theory_collapse"
 TABLE = {
@@ -70,7 +70,7 @@ def finish(directory, config, seed, numbers, **made):
         **{"config_sha256": config_sha256(settings), "code_revision": "abcdef0123456789"},
         **{"seconds": 60.0, **numbers},
     }
-    summary["seal"] = summary_seal(summary)
+    summary["seal"] = seal_of(summary)
     (directory / "summary.json").write_text(json.dumps(summary))
 
 
@@ -235,7 +235,7 @@ def test_a_lost_run_is_transcribed_and_the_page_says_so(table):
 def test_large_files_are_named_and_folders_of_this_machine_refused(table):
     directory = directory_of(CONFIG, [], 0)
     summary = json.loads((directory / "summary.json").read_text()) | {"list": ["x" * 250_000]}
-    summary["seal"] = summary_seal(summary)
+    summary["seal"] = seal_of(summary)
     (directory / "summary.json").write_text(json.dumps(summary))
     [remark] = record(table)
     assert "theory_collapse-seed0/summary.json has 250 kB" in remark

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from reprise.rollout.run.run_dir import Progress, RunDir, summary_seal
+from reprise.rollout.files import seal_of
+from reprise.rollout.run.run_dir import Progress, RunDir
 
 
 def open_run(path, **changes):
@@ -103,8 +104,8 @@ def test_the_summary(tmp_path):
     assert not (tmp_path / "summary.json").exists()
     run.finish(weights_sha256="ff", reward=np.float32(0.5), gap=math.nan)
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["seal"] == summary_seal(summary) == summary_seal({**summary, "seal": "other"})
-    assert summary["seal"] != summary_seal({**summary, "reward": 0.25})
+    assert summary["seal"] == seal_of(summary) == seal_of({**summary, "seal": "other"})
+    assert summary["seal"] != seal_of({**summary, "reward": 0.25})
     assert summary.pop("seconds") >= 0 and summary.pop("seal")
     assert summary == {
         "experiment": "alignment.on_policy",
