@@ -95,7 +95,7 @@ def _check_model(model: RewardModel, prompt: np.ndarray, conversation: Conversat
     read = [model.input_ids(prompt, ids, True, conversation) for ids in whole]
     cut = model.input_ids(prompt, whole[0][:-1], False, conversation)
     _check_bos(model.tokenizer, read[0], name)
-    if conversation is not None and not model.shares_vocabulary:
+    if conversation is not None and not model.reads_as_the_policy(conversation):
         _check_template(model, conversation, read[0], name)
     _check_last_token(model, read, cut, conversation, name)
     alone = np.concatenate([model.forward([ids]) for ids in read])
@@ -151,7 +151,7 @@ def _check_last_token(
 ) -> None:
     tokenizer, last = model.tokenizer, [int(ids[-1]) for ids in read]
     seen = tokenizer.convert_ids_to_tokens(last)
-    chat = conversation is not None and not model.shares_vocabulary
+    chat = conversation is not None and not model.reads_as_the_policy(conversation)
     if model.source.read_at is not None:
         wanted = tokenizer.convert_tokens_to_ids(model.source.read_at)
         if set(last) != {wanted}:

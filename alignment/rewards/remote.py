@@ -74,7 +74,7 @@ class RemoteReward:
 
 
 def check_scores(rewards: Any, count: int, who: str) -> list[float]:
-    """`rewards` as `count` finite floats.
+    """`rewards` as `count` finite floats, which float32 can tell apart.
 
     Raises:
         BadInput: they are something else.
@@ -89,4 +89,9 @@ def check_scores(rewards: Any, count: int, who: str) -> list[float]:
         if not number or isinstance(reward, bool):
             raise BadInput(f"{who} gave {reward!r} at {index}; every reward is a finite number")
         values.append(float(reward))
+    if len(set(values)) > 1 and len(set(np.float32(values).tolist())) == 1:
+        raise BadInput(
+            f"{who} gave rewards between {min(values)!r} and {max(values)!r}, which are all equal "
+            "in float32, in which they are kept; subtract a constant, or scale them"
+        )
     return values

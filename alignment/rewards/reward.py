@@ -170,6 +170,8 @@ class RewardModel:
         self.model.config.pad_token_id = self.tokenizer.pad_token_id
         self.model.to(device).eval()
         self.shares_vocabulary = self.tokenizer.get_vocab() == policy_tokenizer.get_vocab()
+        own = self.tokenizer.chat_template
+        self.shares_template = not own or own == policy_tokenizer.chat_template
         self.identity = f"{source.model} {weights_sha256(self.model.state_dict())}"
 
     @torch.inference_mode()
@@ -190,6 +192,10 @@ class RewardModel:
             scores[rows] = self.forward([inputs[row] for row in rows])
         return scores
 
+    def reads_as_the_policy(self, conversation: Conversation | None) -> bool:
+        """Whether it was trained on the policy's own token ids: equal tokens, equal template."""
+        return self.shares_vocabulary and (self.shares_template or not conversation)
+
     def input_ids(
         self,
         prompt: np.ndarray,
@@ -198,7 +204,7 @@ class RewardModel:
         conversation: Conversation | None,
     ) -> np.ndarray:
         """What the model reads: prompt and completion, once, as it was trained."""
-        if self.shares_vocabulary:
+        if self.reads_as_the_policy(conversation):
             return np.concatenate([prompt, completion])
         answer = answer_text(self.policy_tokenizer, completion, terminated)
         if self.tokenizer.chat_template and conversation:

@@ -40,6 +40,7 @@ from reprise.alignment.text.data import (
 )
 from reprise.alignment.training.supervised import Task, fit, save_final, training_order
 from reprise.alignment.training.trainer import Batch
+from reprise.rollout.errors import BadInput
 from reprise.rollout.randomness import Streams
 from reprise.rollout.run.run_dir import RunDir
 
@@ -114,10 +115,12 @@ def _pairs(
     """(training pairs, held-out pairs); made from references where the data has no rejected."""
     if has_preferences(config.data):
         rows = load_preferences(config.data, config.heldout_split, tokenizer)
-        heldout = _given(rows.select(range(min(config.heldout, len(rows)))), tokenizer, config)
+        rows = rows.select(range(min(config.heldout, len(rows))))
+        heldout = _given(rows, tokenizer, config, run_dir)
         if not training:
             return None, heldout
-        return _given(load_preferences(config.data, None, tokenizer), tokenizer, config), heldout
+        rows = load_preferences(config.data, None, tokenizer)
+        return _given(rows, tokenizer, config, run_dir), heldout
     if policy is None:
         policy = load_policy(config.model, attention=config.attention)
     rows = load_prompts(config.data, config.heldout_split, tokenizer)
@@ -129,7 +132,9 @@ def _pairs(
     return _made(rows, tokenizer, config, policy, streams, run_dir), heldout
 
 
-def _given(rows: Any, tokenizer: PreTrainedTokenizerBase, config: RewardTraining) -> Preferences:
+def _given(
+    rows: Any, tokenizer: PreTrainedTokenizerBase, config: RewardTraining, run_dir: RunDir
+) -> Preferences:
     prompts, kept = tokenize_prompts(
         list(rows["prompt"]), tokenizer, config.max_prompt_tokens, config.on_long_prompt
     )
@@ -139,6 +144,15 @@ def _given(rows: Any, tokenizer: PreTrainedTokenizerBase, config: RewardTraining
         answers, _ = tokenize_answers(texts, tokenizer, config.max_completion_tokens)
         sides.append([_join(*both) for both in zip(prompts, answers, strict=True)])
     chosen, rejected = sides
+    alike = sum(np.array_equal(a, b) for a, b in zip(chosen, rejected, strict=True))
+    if alike == len(kept):
+        raise BadInput(
+            f"data.name={config.data.name!r}: the answers of every pair are equal, or equal once "
+            f"they are cut at max_completion_tokens={config.max_completion_tokens}; raise it, or "
+            "take other data"
+        )
+    if alike:
+        run_dir.say(f"warning: {alike} of {len(kept)} pairs are equal once they are cut: no signal")
     return Preferences(chosen, rejected, ["given"] * len(kept))
 
 

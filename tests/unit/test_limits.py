@@ -1,5 +1,7 @@
 """What a model cannot take is told at the start: token ids, positions; and no dropout stays on."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -8,8 +10,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from reprise.alignment.adapters import attach, identity
 from reprise.alignment.config import LoRA
 from reprise.alignment.limits import check_length, check_tokenizer, without_dropout
+from reprise.alignment.models import load_reward_model
+from reprise.alignment.rewards.config import RewardTerm
+from reprise.alignment.rewards.remote import check_scores
+from reprise.alignment.rewards.reward import RewardModel
 from reprise.alignment.text.data import tokenize_answers
 from reprise.alignment.training.arguments import make_training_arguments
+from reprise.launch.run import execute
 from reprise.rollout.errors import BadInput
 from reprise.rollout.generate import generate
 from reprise.rollout.randomness import Streams
@@ -131,3 +138,51 @@ def test_a_schedule_that_lacks_its_arguments_is_refused_at_the_start(tmp_path):
         made(lr_scheduler_type="warmup_stable_decay")
     made(lr_scheduler_type="warmup_stable_decay", lr_scheduler_kwargs={"num_decay_steps": 2})
     assert np.isfinite(made(lr_scheduler_type="cosine").learning_rate)
+
+
+def test_rewards_that_float32_cannot_tell_apart_are_refused():
+    assert check_scores([1.0, 1.0], 2, "f") == [1.0, 1.0]  # equal as given: no fault of ours
+    assert check_scores([1e8, 1e8 + 64], 2, "f") == [1e8, 1e8 + 64]
+    with pytest.raises(BadInput, match="all equal in float32"):
+        check_scores([1e8, 1e8 + 0.5], 2, "f")
+
+
+def test_a_reward_model_with_another_template_reads_the_chat_through_its_own(llama_lab, tmp_path):
+    policy = AutoTokenizer.from_pretrained(llama_lab.policy)
+    policy.chat_template = "{% for m in messages %}{{ m['content'] }}:{% endfor %}"
+    own = AutoTokenizer.from_pretrained(llama_lab.reward)
+    own.chat_template = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }}:{% endfor %}"
+    made = load_reward_model(str(llama_lab.reward))
+    made.save_pretrained(tmp_path)
+    own.save_pretrained(tmp_path)
+    cpu = torch.device("cpu")
+    model = RewardModel(RewardTerm(model=str(tmp_path)), 4, policy, "eager", cpu)
+    prompt = np.array(policy("get set:")["input_ids"], np.int32)
+    answer = np.array([*policy(" read")["input_ids"], policy.eos_token_id], np.int32)
+    plain = model.input_ids(prompt, answer, True, None)
+    assert plain.tolist() == [*prompt, *answer]
+    chat = model.input_ids(prompt, answer, True, [{"role": "user", "content": "get set"}])
+    assert own.decode(chat).startswith("user get set:assistant")
+
+
+def test_pairs_that_are_equal_once_they_are_cut_are_told_or_refused(llama_lab, tmp_path, capsys):
+    (tmp_path / "data").mkdir()
+
+    def trained(rejected):
+        rows = [{"prompt": "get:", "chosen": " set read a", "rejected": text} for text in rejected]
+        for split in ("train", "test"):
+            lines = "".join(json.dumps(row) + "\n" for row in rows)
+            (tmp_path / "data" / f"{split}.jsonl").write_text(lines)
+        config = {
+            **{"experiment": "alignment.reward_training", "model": str(llama_lab.policy)},
+            **{"data": {"name": str(tmp_path / "data")}, "attention": "eager", "heldout": 2},
+            **{"batch_size": 2, "max_completion_tokens": 2, "max_prompt_tokens": 16},
+            "train": {"per_device_train_batch_size": 2, "save_strategy": "no"},
+        }
+        (tmp_path / "c.json").write_text(json.dumps(config))
+        execute(tmp_path / "c.json", out=tmp_path / f"run-{len(set(rejected))}")
+
+    with pytest.raises(BadInput, match="equal once they are cut at max_completion_tokens=2"):
+        trained([" set read file"] * 4)
+    trained([" set read file", " file", " name", " list"])
+    assert "warning: 1 of 4 pairs are equal once they are cut" in capsys.readouterr().err
