@@ -32,7 +32,7 @@ def policy(lab, kind, pad, folder):
     settings = SIZES[kind] if kind == "gpt2" else {**COMMON, **SIZES[kind]}
     config = AutoConfig.for_model(
         kind,
-        vocab_size=len(tokenizer),
+        vocab_size=len(tokenizer) + 9,  # Qwen2 adds a token of its own to any tokenizer
         pad_token_id=tokenizer.pad_token_id if pad else None,
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
