@@ -21,6 +21,7 @@ from reprise.rl.networks import Metadata, QNetwork, greedy, load_policy
 from reprise.rl.play import standard_error
 from reprise.rollout.environments.base import CLASSIC_CONTROL, Environments, make
 from reprise.rollout.errors import BadInput
+from reprise.rollout.files import without_home
 from reprise.rollout.minari_atari import minari_folder
 from reprise.rollout.minari_record import LARGEST_GAME, Writer, existing, new_data_set
 from reprise.rollout.randomness import Streams
@@ -65,7 +66,7 @@ def run(config: Collect, run_dir: RunDir) -> dict[str, Any]:
         player.play(writer)
         summary = {
             "dataset": config.to,
-            "path": str(minari_folder(config.to)),
+            "path": without_home(minari_folder(config.to)),
             "environment": of.environment,
             "frames": config.frames,
             "games": writer.games,

@@ -164,6 +164,13 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def without_home(path: str | os.PathLike[str]) -> str:
+    """A path as it may be published: the home folder is ``~``."""
+    path = Path(path)
+    home = Path.home()
+    return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
+
+
 def json_sha256(value: Any) -> str:
     """SHA-256 of a JSON value in its canonical form: keys sorted, no spaces."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
