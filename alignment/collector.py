@@ -112,6 +112,7 @@ class Collector:
         self.policies, self.reward, self.tokenizer = policies, reward, policies.tokenizer
         self.streams, self.run_dir = policies.streams, run_dir
         self.autocast = bool(config.train.get("bf16", False))
+        self.vocabulary = vocabulary_of(self.tokenizer)
         self.objective: dict[str, str] = {}
         if isinstance(config.objective, Custom):  # its file decides every policy but the first
             path = config.objective.function
@@ -195,7 +196,7 @@ class Collector:
                 eos_ids=eos_ids(policy, self.tokenizer),
                 prompt_index=keys[part][to_sample],
                 stream=f"{purpose} tokens",
-                vocabulary=vocabulary_of(self.tokenizer),
+                vocabulary=self.vocabulary,
             )
         )
         completion_ids, terminated = sampled.completion_ids, sampled.terminated

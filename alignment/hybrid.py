@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from accelerate import PartialState
 
-from reprise.alignment.collector import Collector, Given, Prompts, eos_ids, vocabulary_of
+from reprise.alignment.collector import Collector, Given, Prompts, eos_ids
 from reprise.alignment.config import HybridDesign
 from reprise.alignment.features import bounded, hidden_features, projection
 from reprise.alignment.theory.design import preferential_design
@@ -150,7 +150,7 @@ def _make(
             eos_ids=eos_ids(initial, collector.tokenizer),
             prompt_index=rows,
             stream="design tokens",
-            vocabulary=vocabulary_of(collector.tokenizer),
+            vocabulary=collector.vocabulary,
         )
         sampled = sample(request, progress.advance)
     flat = [completion for samples in sampled.completion_ids for completion in samples]

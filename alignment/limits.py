@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from reprise.rollout.errors import BadInput
@@ -63,8 +64,6 @@ def check_length(model: PreTrainedModel, longest: int, what: str, remedy: str) -
 
 def without_dropout(model: Any) -> Any:
     """`model`, in place, with every dropout 0: as a module, or as a number that a module keeps."""
-    import torch
-
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reprise.launch.config import EXPERIMENTS, config_sha256, description, load, shipped
+from reprise.launch.config import EXPERIMENTS, config_sha256, description, load, read, shipped
 from reprise.launch.run import execute
 from reprise.rollout.run.run_dir import metrics_of
 
@@ -101,9 +101,13 @@ def run(
         return Result(execute(file, given, out or Path("runs") / "python" / name))
 
 
-def listed() -> dict[str, dict[str, str]]:
-    """Names and descriptions of the experiments, and of the shipped configs."""
+def listed() -> dict[str, dict[str, Any]]:
+    """Experiments with their descriptions; shipped configs with experiment and description."""
+    configs = {
+        name: {"experiment": read(path).get("experiment"), "description": description(path)}
+        for name, path in shipped().items()
+    }
     return {
         "experiments": {name: entry.description for name, entry in EXPERIMENTS.items()},
-        "configs": {name: description(path) for name, path in shipped().items()},
+        "configs": configs,
     }

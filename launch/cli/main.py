@@ -33,16 +33,9 @@ def list_command(form: FormatOption = Format.text) -> None:
     """Show the experiments and the shipped configs."""
 
     def work() -> None:
-        from reprise.launch import config
+        from reprise.launch.python import listed
 
-        experiments = {name: kind.description for name, kind in config.EXPERIMENTS.items()}
-        configs = {
-            name: {
-                "experiment": config.read(path).get("experiment"),
-                "description": config.description(path),
-            }
-            for name, path in config.shipped().items()
-        }
+        experiments, configs = listed().values()
 
         def lines() -> list[str]:
             wide = max(map(len, [*experiments, *configs]))
