@@ -47,10 +47,10 @@ def seal(run_dir: RunDir, names: Sequence[str], results: Sequence[Mapping[str, n
     }
     with run_dir.checkpoint("final") as folder:
         np.savez(folder / "weights.npz", **weights)
-    return weights_sha256(weights)
+    return arrays_sha256(weights)
 
 
-def weights_sha256(arrays: Mapping[str, np.ndarray]) -> str:
+def arrays_sha256(arrays: Mapping[str, np.ndarray]) -> str:
     """SHA-256 over each array's name, dtype, shape and bytes, in order of name."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
